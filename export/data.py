@@ -1,0 +1,130 @@
+"""Training crops with landmarks, cut from the face folder described by its `index.csv`."""
+
+from __future__ import annotations
+
+import csv
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from export.losses import sampling_theta
+
+# How often an image of a source is drawn, relative to FairFace: the portraits teach hair, shoulders,
+# backgrounds and, above 224 pixels, real detail.
+SOURCE_WEIGHT = {"fairface": 1.0, "congress": 3.0, "congress_historic": 1.5, "london": 12.0}
+POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]
+
+
+@dataclass
+class Face:
+    """One image: path, source, five landmarks [5, 2] in pixels, sharpness (dB, low is sharp), group."""
+
+    path: Path
+    source: str
+    landmarks: np.ndarray
+    sharpness: float
+    group: str
+
+
+def read_index(root: Path, split: str) -> list[Face]:
+    """Faces of `split` ("train" or "val") in `root`/index.csv."""
+    faces = []
+    with open(root / "index.csv", newline="") as f:
+        for row in csv.DictReader(f):
+            if row["split"] != split:
+                continue
+            pts = np.array([[float(row[f"{p}_x"]), float(row[f"{p}_y"])] for p in POINTS], np.float32)
+            faces.append(
+                Face(
+                    root / row["file"], row["source"], pts, float(row["sharpness_db"] or 99.0),
+                    f"{row['race']} {row['gender']}".strip(),
+                )
+            )
+    return faces
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise FileNotFoundError(path)
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+class FaceSampler:
+    """Random batches from a background thread.
+
+    A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B]): `whole` marks crops
+    that hold the whole face, for which `theta` cuts the aligned chip of the identity loss.
+    """
+
+    def __init__(self, faces: list[Face], seed: int) -> None:
+        self.faces = faces
+        self.rng = np.random.default_rng(seed)
+        self.cache: dict[int, np.ndarray] = {}
+        w = np.array([SOURCE_WEIGHT[f.source] for f in faces])
+        self.p = np.cumsum(w / w.sum())
+        self.queue: queue.Queue[tuple[tuple[int, int], tuple[np.ndarray, ...]]] = queue.Queue(4)
+        self.request = (0, 0, 0.0)
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def sample(self, size: int, whole_share: float) -> tuple[np.ndarray, np.ndarray, bool]:
+        r = self.rng
+        i = min(int(np.searchsorted(self.p, r.random())), len(self.faces) - 1)
+        face = self.faces[i]
+        if i not in self.cache:
+            self.cache[i] = read_rgb(face.path)
+        image = self.cache[i]
+        h, w = image.shape[:2]
+        pts = face.landmarks
+        if r.random() < whole_share:
+            side = min(h, w) * r.uniform(0.82, 1.0)
+            # keep the face inside: centre near the nose, jittered
+            centre = pts[2] + r.normal(0, 0.04, 2) * side
+        else:
+            # a crop at the scale that faces of 256 pixels have (portraits: up to their own size)
+            reach = min(h, w) / (224.0 if face.source == "fairface" else 288.0)
+            target = 256.0 * max(0.6, reach) * r.uniform(0.7, 1.15)
+            side = min(h, w) * min(1.0, size / target)
+            centre = np.array([r.uniform(side / 2, w - side / 2), r.uniform(side / 2, h - side / 2)])
+            if r.random() < 0.5:
+                centre = pts.mean(0) + r.normal(0, 0.25, 2) * side
+        x0 = float(np.clip(centre[0] - side / 2, 0, w - side))
+        y0 = float(np.clip(centre[1] - side / 2, 0, h - side))
+        xi, yi, si = round(x0), round(y0), max(16, round(side))
+        patch = image[yi : yi + si, xi : xi + si]
+        inter = cv2.INTER_AREA if si > size else cv2.INTER_CUBIC
+        out = cv2.resize(patch, (size, size), interpolation=inter)
+        p = (pts - [xi, yi]) * [size / patch.shape[1], size / patch.shape[0]]
+        if r.random() < 0.5:
+            out = out[:, ::-1]
+            p = np.stack([size - p[:, 0], p[:, 1]], 1)[[1, 0, 2, 4, 3]]
+        if r.random() < 0.3:  # illumination and colour cast
+            gamma, gain = r.uniform(0.75, 1.3), r.uniform(0.85, 1.1, 3)
+            lut = 255 * (np.arange(256) / 255.0) ** gamma
+            lut = np.clip(lut[:, None] * gain, 0, 255).astype(np.uint8)
+            out = np.stack([lut[:, c][out[:, :, c]] for c in range(3)], 2)
+        whole = bool((p > 0.02 * size).all() and (p < 0.98 * size).all())
+        theta = sampling_theta(p, size, size) if whole else np.zeros((2, 3), np.float32)
+        return np.ascontiguousarray(out.transpose(2, 0, 1)), theta, whole
+
+    def _work(self) -> None:
+        cv2.setNumThreads(1)
+        while True:
+            size, batch, share = self.request
+            if not batch:
+                threading.Event().wait(0.05)
+                continue
+            items = [self.sample(size, share) for _ in range(batch)]
+            arrays = tuple(np.stack([item[j] for item in items]) for j in range(3))
+            self.queue.put(((size, batch), arrays))
+
+    def next(self, size: int, batch: int, whole_share: float) -> tuple[np.ndarray, ...]:
+        self.request = (size, batch, whole_share)
+        while True:
+            key, arrays = self.queue.get()
+            if key == (size, batch):
+                return arrays

@@ -1,0 +1,255 @@
+"""The networks: frequency split, analysis `g_a` (+ `h_a`, low-frequency semantics), student `g_s`.
+
+Everything works on the 48 bands of the two-level Haar split at H/4 (FaSDiff's frequency split; WaveDiff,
+CVPR 2023, for diffusion in wavelet space). ReLU only, no normalisation layers, no attention: the graphs
+quantise well and any engine runs them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.integer_entropy import STEP_BITS, EntropyConfig, EntropyModel, straight_through
+
+# Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
+OPPONENT = torch.tensor(
+    [
+        [1 / math.sqrt(3)] * 3,
+        [1 / math.sqrt(2), 0.0, -1 / math.sqrt(2)],
+        [1 / math.sqrt(6), -2 / math.sqrt(6), 1 / math.sqrt(6)],
+    ]
+)
+NUM_BANDS = 48
+LOW = 3  # channels 0-2 are ll2
+
+# Typical standard deviation of each band group in faces: ll2, hl2/lh2/hh2, level 1; per colour.
+_LL2, _LEVEL2, _LEVEL1 = (2.6, 0.7, 0.25), (0.30, 0.06, 0.03), (0.10, 0.025, 0.012)
+
+
+def band_scale() -> Tensor:
+    """Per-channel scale [1, 48, 1, 1] that brings the bands to about unit variance."""
+    level1 = [c for _ in range(3) for c in _LEVEL1 for _ in range(4)]
+    return torch.tensor([*_LL2, *(_LEVEL2 * 3), *level1])[None, :, None, None]
+
+
+def _haar(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]
+    c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
+    return (a + b + c + d) / 2, (a - b + c - d) / 2, (a + b - c - d) / 2, (a - b - c + d) / 2
+
+
+def _unhaar(ll: Tensor, hl: Tensor, lh: Tensor, hh: Tensor) -> Tensor:
+    a, b = (ll + hl + lh + hh) / 2, (ll - hl + lh - hh) / 2
+    c, d = (ll + hl - lh - hh) / 2, (ll - hl - lh + hh) / 2
+    top = torch.stack([a, b], -1).flatten(-2)
+    bottom = torch.stack([c, d], -1).flatten(-2)
+    return torch.stack([top, bottom], -2).flatten(-3, -2)
+
+
+def split_bands(image: Tensor) -> Tensor:
+    """RGB in [0, 255], [B, 3, H, W] with H, W multiples of 16 -> bands [B, 48, H/4, W/4]."""
+    p = (image - 127.5) / 127.5
+    p = torch.einsum("oc,bchw->bohw", OPPONENT, p)
+    ll1, *high1 = _haar(p)
+    return torch.cat([*_haar(ll1), *(F.pixel_unshuffle(h, 2) for h in high1)], 1)
+
+
+def merge_bands(bands: Tensor) -> Tensor:
+    """Inverse of `split_bands`, unclamped: [B, 48, h, w] -> RGB [B, 3, 4h, 4w] on a 0..255 scale."""
+    level2 = bands[:, :12].split(3, 1)
+    high1 = [F.pixel_shuffle(h, 2) for h in bands[:, 12:].split(12, 1)]
+    p = _unhaar(_unhaar(*level2), *high1)
+    return torch.einsum("oc,bohw->bchw", OPPONENT, p) * 127.5 + 127.5
+
+
+def conv(cin: int, cout: int, kernel: int, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
+    layer = nn.Conv2d(cin, cout, kernel, stride, padding=(kernel - 1) // 2 if kernel % 2 else 0)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(film(conv(x)))); the second convolution starts at zero."""
+
+    def __init__(self, channels: int, conditions: int = 0) -> None:
+        super().__init__()
+        self.conv1 = conv(channels, channels, 3)
+        self.conv2 = conv(channels, channels, 3, scale=0.0)
+        self.film = nn.Linear(conditions, 2 * channels) if conditions else None
+        if self.film is not None:
+            nn.init.zeros_(self.film.weight)
+            nn.init.zeros_(self.film.bias)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.conv1(x)
+        if self.film is not None:
+            h = modulate(h, self.film(condition))
+        return x + self.conv2(F.relu(h))  # type: ignore[no-any-return]
+
+
+def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
+    """FiLM: x * (1 + tanh(scale)) + shift with scale_shift [B, 2C]; bounded, or a rare s explodes."""
+    scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
+    return x * (1 + torch.tanh(scale)) + shift
+
+
+@dataclass
+class ModelConfig:
+    """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16."""
+
+    w4: int = 64
+    w8: int = 128
+    w16: int = 256
+    encoder_blocks: tuple[int, int, int] = (2, 2, 2)
+    decoder_blocks: tuple[int, int, int] = (2, 3, 4)
+    conditions: int = 64
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
+
+
+class Analysis(nn.Module):
+    """Bands [B, 48, h, w] -> y [B, Cy, h/4, w/4] (y units), z [B, Cz, .., ..], s [B, S]; all unrounded.
+
+    The high-frequency-sensitive compressor: a low-band and a high-band branch, the high bands gated by
+    their local energy, so that edges of eyes, mouth and hair count and flat skin does not.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c, e = config, config.entropy
+        self.register_buffer("scale", band_scale(), persistent=False)
+        self.low = conv(LOW, c.w4 // 2, 3)
+        self.high = conv(NUM_BANDS - LOW, c.w4, 3)
+        self.gate = nn.Sequential(conv(9, 32, 1), nn.ReLU(), conv(32, c.w4, 1))
+        self.fuse = conv(c.w4 + c.w4 // 2, c.w4, 1)
+        n4, n8, n16 = c.encoder_blocks
+        self.b4 = nn.Sequential(*(ResidualBlock(c.w4) for _ in range(n4)))
+        self.down8 = conv(c.w4, c.w8, 2, 2)
+        self.b8 = nn.Sequential(*(ResidualBlock(c.w8) for _ in range(n8)))
+        self.down16 = conv(c.w8, c.w16, 2, 2)
+        self.b16 = nn.Sequential(*(ResidualBlock(c.w16) for _ in range(n16)))
+        self.to_y = conv(c.w16, e.num_y, 3)
+        self.h_a = nn.Sequential(
+            conv(c.w16, 96, 1), nn.ReLU(), conv(96, 96, 3, 2), nn.ReLU(), conv(96, e.num_z, 3, 2, 0.5)
+        )
+        # low-frequency semantics: what the whole face shares, from ll2 alone
+        self.semantics = nn.Sequential(
+            conv(LOW, 32, 3, 2), nn.ReLU(), conv(32, 64, 3, 2), nn.ReLU(), conv(64, 96, 3, 2), nn.ReLU()
+        )
+        self.to_s = nn.Linear(96, e.num_s)
+
+    def forward(self, bands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x = bands / self.scale
+        low, high = x[:, :LOW], x[:, LOW:]
+        energy = F.avg_pool2d(x[:, LOW : LOW + 9].abs(), 3, 1, 1)
+        h = F.relu(self.high(high)) * torch.sigmoid(self.gate(energy))
+        h = self.fuse(torch.cat([F.relu(self.low(low)), h], 1))
+        h = self.b8(self.down8(self.b4(h)))
+        h = F.relu(self.b16(self.down16(h)))
+        s = self.to_s(self.semantics(low).mean((2, 3)))
+        return self.to_y(h), self.h_a(h), s
+
+
+class Student(nn.Module):
+    """One-step student: visual prompt y_hat, semantics s_hat, noise and realism -> bands.
+
+    Args of forward: y_hat [B, Cy, h, w]; s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled inside
+    by realism, so that realism 0 is deterministic: the posterior mean); realism [B] in [0, 1].
+    Frequency-domain modulation: s and realism give separate scales and shifts to the low and high bands.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        c, e = config, config.entropy
+        self.register_buffer("scale", band_scale(), persistent=False)
+        self.condition = nn.Sequential(
+            nn.Linear(e.num_s + 1, c.conditions), nn.ReLU(), nn.Linear(c.conditions, c.conditions), nn.ReLU()
+        )
+        self.prompt = conv(e.num_y, c.w16, 3)
+        n4, n8, n16 = c.decoder_blocks
+        self.b16 = nn.ModuleList(ResidualBlock(c.w16, c.conditions) for _ in range(n16))
+        self.up8 = conv(c.w16, 4 * c.w8, 1)
+        self.noise8 = conv(NUM_BANDS, c.w8, 2, 2, scale=0.1)
+        self.b8 = nn.ModuleList(ResidualBlock(c.w8, c.conditions) for _ in range(n8))
+        self.up4 = conv(c.w8, 4 * c.w4, 1)
+        self.noise4 = conv(NUM_BANDS, c.w4, 1, scale=0.1)
+        self.b4 = nn.ModuleList(ResidualBlock(c.w4, c.conditions) for _ in range(n4))
+        self.film_low = nn.Linear(c.conditions, 2 * c.w4)
+        self.film_high = nn.Linear(c.conditions, 2 * c.w4)
+        for film in (self.film_low, self.film_high):
+            nn.init.zeros_(film.weight)
+            nn.init.zeros_(film.bias)
+        self.low = conv(c.w4, LOW, 3, scale=0.3)
+        self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
+
+    def forward(self, y_hat: Tensor, s_hat: Tensor, noise: Tensor, realism: Tensor) -> Tensor:
+        condition = self.condition(torch.cat([s_hat / 4, realism[:, None]], 1))
+        x_sigma = noise * realism[:, None, None, None]
+        h = self.prompt(y_hat)
+        for block in self.b16:
+            h = block(h, condition)
+        h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_sigma)
+        for block in self.b8:
+            h = block(h, condition)
+        h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_sigma)
+        for block in self.b4:
+            h = block(h, condition)
+        low = modulate(h, self.film_low(condition))
+        high = self.high(F.relu(modulate(h, self.film_high(condition))))
+        with torch.autocast("cpu", enabled=False):  # ll2 spans +-7: bfloat16 would cost grey levels
+            low = self.low.float()(F.relu(low).float())
+        return torch.cat([low, high.float()], 1) * self.scale
+
+
+class Codec(nn.Module):
+    """Compressor, integer entropy model and student, as they are trained together."""
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ModelConfig()
+        self.g_a = Analysis(self.config)
+        self.g_s = Student(self.config)
+        self.entropy = EntropyModel(self.config.entropy)
+
+    def quantise_latents(self, y: Tensor, z: Tensor, s: Tensor, q: Tensor) -> tuple[Tensor, ...]:
+        """Round to symbols (straight-through) and dequantise: (y_sym, z_sym, s_sym, y_hat)."""
+        log2_gain = self.entropy.q_log2_gain()[q][:, :, None, None]
+        step = self.entropy.q_tables(log2_gain)[0].float() * 2.0**-STEP_BITS
+        step = straight_through(torch.exp2(-log2_gain), step)
+        scaled = y / step
+        y_sym = straight_through(scaled, scaled.round())
+        return y_sym, straight_through(z, z.round()), straight_through(s, s.round()), y_sym * step
+
+    def forward(
+        self, image: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """image RGB 0..255 [B, 3, H, W], q int64 [B] quarter steps -> (RGB 0..255 unclamped, bits per part)."""
+        bands = split_bands(image).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            y, z, s = self.g_a(bands)
+        y_sym, z_sym, s_sym, y_hat = self.quantise_latents(y.float(), z.float(), s.float(), q)
+        bits = self.entropy.bits(s_sym, z_sym, y_sym, q)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            out = self.g_s(
+                y_hat.contiguous(memory_format=torch.channels_last), s_sym, noise, realism
+            )
+        return merge_bands(out), bits
+
+    def config_dict(self) -> dict[str, Any]:
+        return asdict(self.config)
+
+
+def codec_from_dict(values: dict[str, Any]) -> Codec:
+    values = dict(values)
+    entropy = EntropyConfig(**values.pop("entropy"))
+    for key in ("encoder_blocks", "decoder_blocks"):
+        values[key] = tuple(values[key])
+    return Codec(ModelConfig(**values, entropy=entropy))

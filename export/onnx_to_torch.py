@@ -1,0 +1,69 @@
+"""A small reader of ONNX files into torch, for the fixed embedder of the identity loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+
+class OnnxModule(nn.Module):
+    """Runs a feed-forward ONNX graph of Conv, Clip, Relu, PRelu, Add, Gemm, Flatten and Reshape nodes.
+
+    Raises:
+      ValueError: the graph holds an operator that is not among these.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        graph = onnx.load(str(path)).graph
+        self.input, self.output = graph.input[0].name, graph.output[0].name
+        constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        self.nodes = []
+        for node in graph.node:
+            attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            if node.op_type == "Constant":
+                constants[node.output[0]] = numpy_helper.to_array(attrs["value"])
+            elif node.op_type in ("Conv", "Clip", "Relu", "PRelu", "Add", "Gemm", "Flatten", "Reshape"):
+                self.nodes.append((node.op_type, list(node.input), node.output[0], attrs))
+            else:
+                raise ValueError(f"{path}: ONNX operator {node.op_type} is not supported here")
+        self.keys = {name: f"c{i}" for i, name in enumerate(constants)}
+        for name, value in constants.items():
+            self.register_buffer(self.keys[name], torch.from_numpy(value.copy()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = {name: getattr(self, key) for name, key in self.keys.items()}
+        values[self.input] = x
+        for op, inputs, output, attrs in self.nodes:
+            args = [values[i] for i in inputs if i]
+            values[output] = self._run(op, args, attrs)
+        return values[self.output]
+
+    @staticmethod
+    def _run(op: str, args: list[Tensor], attrs: dict[str, object]) -> Tensor:
+        if op == "Conv":
+            pads = attrs.get("pads", [0, 0, 0, 0])
+            if pads[:2] != pads[2:]:  # type: ignore[index]
+                raise ValueError("asymmetric padding is not supported here")
+            return F.conv2d(
+                *args,
+                stride=attrs.get("strides", [1, 1]),  # type: ignore[arg-type]
+                padding=pads[:2],  # type: ignore[index]
+                groups=attrs.get("group", 1),  # type: ignore[arg-type]
+            )
+        if op == "Clip":
+            return args[0].clamp(float(args[1]), float(args[2]))
+        if op == "Relu":
+            return F.relu(args[0])
+        if op == "PRelu":
+            return F.prelu(args[0], args[1].flatten())
+        if op == "Add":
+            return args[0] + args[1]
+        if op == "Gemm":
+            return F.linear(args[0], args[1] if attrs.get("transB") else args[1].T, *args[2:])
+        return args[0].flatten(1)  # Flatten, and Reshape to [N, -1]

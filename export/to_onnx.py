@@ -1,0 +1,146 @@
+"""Export a checkpoint to the model directory that the runtime reads.
+
+    python -m export.to_onnx RUN/checkpoint.pt fasdiff_edge/models/edge
+
+Writes analysis.onnx, synthesis.onnx (float16 weights, cast to float32 in the graph), entropy_model.bin
+and manifest.json with the SHA-256 of each. The EMA weights are exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from export.integer_entropy import serialize
+from export.networks import NUM_BANDS, Codec, codec_from_dict
+
+OPSET = 17
+HALF_FROM = 256  # initialisers with at least so many values are stored as float16
+
+
+def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
+    """EMA model in eval mode, on float16-representable graph weights, and the checkpoint's record."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    codec = codec_from_dict(state["config"])
+    codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    for part in (codec.g_a, codec.g_s):
+        for p in part.parameters():
+            p.data = p.data.half().float()
+    record = {k: state[k] for k in ("config", "settings", "step", "images", "elapsed")}
+    return codec.eval(), record
+
+
+def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Store large float32 initialisers as float16 behind a Cast; the graph still computes in float32."""
+    graph = model.graph
+    casts = []
+    for init in graph.initializer:
+        value = numpy_helper.to_array(init)
+        if init.data_type != TensorProto.FLOAT or value.size < HALF_FROM:
+            continue
+        name = init.name
+        init.CopyFrom(numpy_helper.from_array(value.astype(np.float16), name + "_f16"))
+        casts.append(helper.make_node("Cast", [name + "_f16"], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(model)
+    return model
+
+
+def export_graph(
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    dynamic: dict[str, dict[int, str]],
+    path: Path,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "graph.onnx"
+        torch.onnx.export(
+            module,
+            tuple(inputs.values()),
+            str(raw),
+            input_names=list(inputs),
+            output_names=outputs,
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(str(raw))
+    onnx.save(halve_initialisers(model), str(path))
+
+
+def export_model(
+    codec: Codec, folder: Path, record: dict[str, Any], *, name: str, min_quality: float
+) -> dict[str, Any]:
+    """Write the model directory; returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    e = codec.config.entropy
+    spatial = {2: "h", 3: "w"}
+    export_graph(
+        codec.g_a,
+        {"bands": torch.zeros(1, NUM_BANDS, 64, 64)},
+        ["y", "z", "s"],
+        {"bands": spatial, "y": {2: "hy", 3: "wy"}, "z": {2: "hz", 3: "wz"}},
+        folder / "analysis.onnx",
+    )
+    export_graph(
+        codec.g_s,
+        {
+            "y_hat": torch.zeros(1, e.num_y, 16, 16),
+            "s_hat": torch.zeros(1, e.num_s),
+            "noise": torch.zeros(1, NUM_BANDS, 64, 64),
+            "realism": torch.ones(1),
+        },
+        ["bands"],
+        {"y_hat": {2: "hy", 3: "wy"}, "noise": spatial, "bands": spatial},
+        folder / "synthesis.onnx",
+    )
+    (folder / "entropy_model.bin").write_bytes(serialize(codec.entropy))
+    files = {
+        f: hashlib.sha256((folder / f).read_bytes()).hexdigest()
+        for f in ("analysis.onnx", "synthesis.onnx", "entropy_model.bin")
+    }
+    manifest = {
+        "format": 1,
+        "name": name,
+        "model_id": files["entropy_model.bin"][:4],
+        "num_steps": [1],
+        "num_y": e.num_y,
+        "num_z": e.num_z,
+        "num_s": e.num_s,
+        "min_quality_before_downscale": min_quality,
+        "files": files,
+        "training": record,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--name", default="edge")
+    parser.add_argument("--min-quality", type=float, default=0.0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    codec, record = load_codec(args.checkpoint)
+    manifest = export_model(codec, args.folder, record, name=args.name, min_quality=args.min_quality)
+    sizes = {f: (args.folder / f).stat().st_size for f in manifest["files"]}
+    print(f"model {manifest['model_id']}: {sizes}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,299 @@
+"""Train compressor, integer entropy model and one-step student together; resumable at any moment.
+
+    python -m export.train --data FACES --weights HELPERS --out RUN --minutes 110
+
+The schedule follows training time, not steps: a run that is stopped and started again goes on where its
+last checkpoint stood, with its learning rate. `RUN/curve.tsv` is the log, `RUN/checkpoint.pt` the state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.data import Face, FaceSampler, read_index, read_rgb
+from export.losses import IdentityLoss, PerceptualLoss
+from export.networks import Codec, codec_from_dict
+from export.optim import Muon
+
+MAX_Q = 252
+OUTLIER = 5.0
+
+
+@dataclass
+class Settings:
+    """Everything that shapes a run besides its length; stored in the checkpoint."""
+
+    seed: int = 1
+    muon_lr: float = 0.01
+    muon_decay: float = 0.1
+    adam_lr: float = 8e-4
+    batch_128: int = 32
+    batch_256: int = 10
+    perceptual_from: float = 0.30  # share of the time after which the perceptual terms start
+    large_from: float = 0.62  # share after which crops are whole faces at 256
+    decay_from: float = 0.45
+    lambda_min: float = 1.5e-5  # at quality 0; squared error on the 0..255 scale against bits per pixel
+    lambda_max: float = 3.0e-2  # at quality 63
+    perceptual_weight: float = 0.05
+    identity_weight: float = 0.15
+    ema: float = 0.999
+
+
+REFERENCE_LAMBDA = 8e-4
+
+
+def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
+    """lambda(q), exponential in the quality; q in quarter steps."""
+    return settings.lambda_min * (settings.lambda_max / settings.lambda_min) ** (q.float() / MAX_Q)
+
+
+def split_parameters(model: Codec) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """(Muon's, AdamW's): wide convolutions outside the entropy model, and all the rest."""
+    muon, adam = [], []
+    for name, p in model.named_parameters():
+        wide = p.ndim == 4 and p.shape[0] >= 48 and p.shape[1] >= 45
+        (muon if wide and not name.startswith("entropy") else adam).append(p)
+    return muon, adam
+
+
+class Trainer:
+    def __init__(self, args: argparse.Namespace, settings: Settings) -> None:
+        self.args, self.settings = args, settings
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.seed)
+        self.elapsed, self.step, self.images = 0.0, 0, 0
+        self.model = Codec()
+        state = self._load()
+        if state:
+            self.settings = settings = Settings(**{**state["settings"], **args.override})
+            self.model = codec_from_dict(state["config"])
+            self.model.load_state_dict(state["model"])
+            self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
+        self.model.to(memory_format=torch.channels_last)
+        self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
+        muon, adam = split_parameters(self.model)
+        self.muon = Muon(muon, settings.muon_lr, decay=settings.muon_decay)
+        self.adam = torch.optim.AdamW(adam, settings.adam_lr, weight_decay=0.0)
+        if state:
+            self.ema = {k: v.float() for k, v in state["ema"].items()}
+            for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
+                if state.get(key):
+                    optimiser.load_state_dict(state[key])
+        self.rng = np.random.default_rng(settings.seed + self.step)
+        self.sampler = FaceSampler(read_index(Path(args.data), "train"), settings.seed + self.step)
+        self.val = read_index(Path(args.data), "val")
+        self.perceptual: PerceptualLoss | None = None
+        self.identity: IdentityLoss | None = None
+
+    def _load(self) -> dict[str, Any] | None:
+        for path in (self.out / "checkpoint.pt", self.args.init and Path(self.args.init)):
+            if path and path.exists():
+                return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        return None
+
+    def save(self) -> None:
+        state = {
+            "config": self.model.config_dict(),
+            "settings": asdict(self.settings),
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "elapsed": self.elapsed,
+            "step": self.step,
+            "images": self.images,
+        }
+        temporary = self.out / "checkpoint.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / "checkpoint.pt")
+
+    def ema_model(self) -> Codec:
+        model = codec_from_dict(self.model.config_dict())
+        model.load_state_dict(self.ema)
+        return model.eval()
+
+    def batch(self, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+        s = self.settings
+        size, count, share = (
+            (128, s.batch_128, 0.45) if progress < s.large_from else (256, s.batch_256, 0.7)
+        )
+        image, theta, whole = self.sampler.next(size, count, share)
+        return torch.from_numpy(image).float(), torch.from_numpy(theta), torch.from_numpy(whole)
+
+    def draw_q(self, count: int) -> Tensor:
+        q = self.rng.integers(0, MAX_Q + 1, count)
+        near = np.clip(np.rint(self.rng.normal(115, 40, count)), 0, MAX_Q).astype(np.int64)
+        return torch.from_numpy(np.where(self.rng.random(count) < 0.6, near, q))
+
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+        s = self.settings
+        image, theta, whole = self.batch(progress)
+        count, size = image.shape[0], image.shape[2]
+        q = self.draw_q(count)
+        sharp = count // 3  # the first third of the batch is decoded with realism > 0
+        realism = torch.zeros(count)
+        realism[:sharp] = torch.from_numpy(
+            np.where(self.rng.random(sharp) < 0.7, 1.0, self.rng.random(sharp))
+        ).float()
+        noise = torch.randn(count, 48, size // 4, size // 4).contiguous(
+            memory_format=torch.channels_last
+        )
+        out, parts = self.model(image, q, realism, noise)
+        bpp = torch.stack(list(parts.values())).sum(0) / (size * size)
+        mse = (out - image).square().mean((1, 2, 3))
+        lam = rate_lambda(s, q)
+        relative = lam / REFERENCE_LAMBDA
+        distortion = lam * mse * (1 - 0.4 * realism)
+        logs = {"mse": float(mse.detach().mean()), "bpp": float(bpp.detach().mean())}
+        if progress >= s.perceptual_from:
+            if self.perceptual is None or self.identity is None:
+                self.perceptual = PerceptualLoss()
+                self.identity = IdentityLoss(Path(self.args.weights) / "mobilefacenet.onnx")
+            extra = torch.zeros(count)
+            dist = self.perceptual(out[:sharp], image[:sharp])
+            extra[:sharp] = s.perceptual_weight * dist
+            ids = torch.nonzero(whole)[:, 0]
+            # identity for a few of the batch: it costs as much as the codec itself
+            ids = ids[: max(2, count // 8)]
+            if len(ids):
+                identity = self.identity(out[ids], image[ids], theta[ids])
+                weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (sharp / len(ids))
+                extra = extra.index_add(0, ids, weight * identity)
+                logs["identity"] = float(identity.detach().mean())
+            weight = torch.where(realism > 0, realism, 1.0)
+            distortion = distortion + relative.sqrt() * weight * extra
+            logs["perceptual"] = float(dist.detach().mean())
+        total = ((distortion + bpp) * relative**-0.45).mean()
+        return total, logs
+
+    def run(self) -> None:
+        args, s = self.args, self.settings
+        budget = args.minutes * 60
+        last_save = last_log = last_val = time.time()
+        sums: dict[str, float] = {}
+        count = 0
+        typical = 4.0  # running mean of the loss; a batch far above it is not learnt from
+        muon, adam = split_parameters(self.model)
+        stop: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+        while self.elapsed < budget:
+            if stop:
+                self.save()
+                print("stopped by a signal; the checkpoint is up to date", flush=True)
+                return
+            started = time.time()
+            progress = self.elapsed / budget
+            scale = 1.0
+            if progress > s.decay_from:
+                scale = max(0.01, 1 - 0.99 * (progress - s.decay_from) / (1 - s.decay_from))
+            warm = min(1.0, (self.step + 1) / 100)
+            self.muon.param_groups[0]["lr"] = s.muon_lr * scale * warm
+            self.muon.param_groups[0]["decay"] = s.muon_decay
+            self.adam.param_groups[0]["lr"] = s.adam_lr * scale * warm
+            loss, logs = self.loss(progress)
+            self.muon.zero_grad()
+            self.adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(muon, 1.0)
+            norm = nn.utils.clip_grad_norm_(adam, 1.0)
+            value = float(loss.detach())
+            if torch.isfinite(norm) and value < OUTLIER * typical:
+                typical += 0.02 * (value - typical)
+                self.muon.step()
+                self.adam.step()
+                decay = min(s.ema, (1 + self.step) / (10 + self.step))
+                with torch.no_grad():
+                    values = list(self.model.state_dict().values())
+                    torch._foreach_lerp_(list(self.ema.values()), values, 1 - decay)
+            else:
+                logs["skipped"] = 1.0
+            self.step += 1
+            batch = s.batch_128 if progress < s.large_from else s.batch_256
+            self.images += batch
+            for key, item in {"loss": value, **logs}.items():
+                sums[key] = sums.get(key, 0.0) + item
+            count += 1
+            self.elapsed += time.time() - started
+            now = time.time()
+            if now - last_log > 30:
+                mean = {k: round(v / count, 5) for k, v in sums.items()}
+                print(
+                    f"{self.elapsed / 60:6.1f} min step {self.step} images {self.images} "
+                    f"{count * batch / (now - last_log):.1f}/s {mean}",
+                    flush=True,
+                )
+                sums, count, last_log = {}, 0, now
+            if now - last_save > 240:
+                self.save()
+                last_save = now
+            if now - last_val > args.validate_every * 60:
+                self.validate()
+                last_val = time.time()
+        self.validate()
+        self.save()
+
+    def validate(self) -> None:
+        """PSNR, bytes and perceptual distance of the EMA weights on some `val` faces at 256x256."""
+        rows = evaluate(self.ema_model(), self.val, self.args.validate_count, (60, 100, 130, 170))
+        with open(self.out / "curve.tsv", "a") as f:
+            for row in rows:
+                values = [self.elapsed / 60, self.step, self.images, *row]
+                f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
+                print("val", *(f"{v:.5g}" for v in row), flush=True)
+
+
+@torch.no_grad()
+def evaluate(
+    model: Codec, faces: list[Face], count: int, qualities: tuple[int, ...]
+) -> list[tuple[float, ...]]:
+    """Rows (q, estimated bytes with header, PSNR at realism 0, PSNR at realism 1) over `count` faces."""
+    faces = faces[:: max(1, len(faces) // count)][:count]
+    rows = []
+    for q in qualities:
+        total = np.zeros(3)
+        for face in faces:
+            image = cv2.resize(read_rgb(face.path), (256, 256), interpolation=cv2.INTER_CUBIC)
+            x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+            psnr = []
+            for realism in (0.0, 1.0):
+                noise = torch.zeros(1, 48, 64, 64)
+                out, parts = model(x, torch.tensor([q]), torch.tensor([realism]), noise)
+                mse = (out.clamp(0, 255).round() - x).square().mean().item()
+                psnr.append(10 * np.log10(255**2 / mse))
+            size = 12 + sum(float(b.sum()) for b in parts.values()) / 8
+            total += [size, *psnr]
+        rows.append((float(q), *(total / len(faces))))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", required=True, help="folder with index.csv")
+    parser.add_argument("--weights", required=True, help="folder with mobilefacenet.onnx")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--init", help="checkpoint to start from when --out holds none")
+    parser.add_argument("--minutes", type=float, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--validate-every", type=float, default=10.0, help="minutes")
+    parser.add_argument("--validate-count", type=int, default=24)
+    parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    Trainer(args, Settings(**args.override)).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Check that torch, ONNX Runtime and OpenVINO (ONNX and IR) compute the same; non-zero exit if not.
+
+    python -m export.verify RUN/checkpoint.pt fasdiff_edge/models/edge
+
+The inputs are bands of a synthetic image with edges, ramps and noise, at an even and an odd size.
+Latents are compared in y units, bands in their own units; the tolerances are absolute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export.networks import Codec, split_bands
+from export.to_onnx import load_codec
+from export.to_openvino import convert
+
+TOLERANCE = 2e-3
+Arrays = dict[str, np.ndarray]
+Graph = Callable[[Arrays], list[np.ndarray]]
+
+
+def synthetic_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """uint8 RGB [H, W, 3]: a shaded disc on a ramp, with noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    ramp = np.stack([x / width, y / height, 1 - x / width], 2) * 200
+    disc = ((x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(height, width) / 3) ** 2)[..., None]
+    image = np.where(disc, 230 - 0.5 * ramp, ramp) + rng.normal(0, 6, (height, width, 3))
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]:
+    """Inputs of the analysis and of the synthesis graph."""
+    image = torch.from_numpy(synthetic_image(height, width).transpose(2, 0, 1).copy())[None].float()
+    bands = split_bands(image)
+    rng = np.random.default_rng(1)
+    with torch.no_grad():
+        y, _, s = codec.g_a(bands)
+    synthesis = {
+        "y_hat": y.round().numpy(),
+        "s_hat": s.round().numpy(),
+        "noise": rng.standard_normal(bands.shape).astype(np.float32),
+        "realism": np.ones(1, np.float32),
+    }
+    return {"bands": bands.numpy()}, synthesis
+
+
+def onnxruntime_graph(path: Path) -> Graph:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+    return lambda inputs: list(session.run(None, inputs))
+
+
+def openvino_graph(path: Path) -> Graph:
+    import openvino
+
+    core = openvino.Core()
+    config = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(str(path), "CPU", config)
+
+    def run(inputs: Arrays) -> list[np.ndarray]:
+        result = compiled(inputs)
+        return [np.array(result[o]) for o in compiled.outputs]
+
+    return run
+
+
+def differences(codec: Codec, folder: Path, height: int, width: int) -> dict[str, float]:
+    """Largest absolute difference to torch per graph and engine."""
+    analysis, synthesis = graph_inputs(codec, height, width)
+    found = {}
+    with tempfile.TemporaryDirectory() as ir, torch.no_grad():
+        convert(folder, Path(ir))
+        for name, module, inputs in (
+            ("analysis", codec.g_a, analysis),
+            ("synthesis", codec.g_s, synthesis),
+        ):
+            expected = module(*(torch.from_numpy(v) for v in inputs.values()))
+            expected = expected if isinstance(expected, tuple) else (expected,)
+            for engine, graph in (
+                ("onnxruntime", onnxruntime_graph(folder / f"{name}.onnx")),
+                ("openvino", openvino_graph(folder / f"{name}.onnx")),
+                ("openvino-ir", openvino_graph(Path(ir) / f"{name}.xml")),
+            ):
+                got = graph(inputs)
+                pairs = zip(got, expected, strict=True)
+                worst = max(float(np.abs(a - b.numpy()).max()) for a, b in pairs)
+                found[f"{name} {engine} {width}x{height}"] = worst
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    codec, _ = load_codec(args.checkpoint)
+    failed = False
+    for height, width in ((256, 256), (144, 112)):
+        for name, worst in differences(codec, args.folder, height, width).items():
+            ok = worst <= TOLERANCE
+            failed |= not ok
+            print(f"{'ok  ' if ok else 'FAIL'} {name}: {worst:.2e} (tolerance {TOLERANCE:.0e})")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The training networks against the runtime's kernels, and their export on a small configuration."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the test extra installs torch")
+
+from export.data import POINTS, FaceSampler, read_index  # noqa: E402
+from export.integer_entropy import EntropyConfig  # noqa: E402
+from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform  # noqa: E402
+from export.networks import (  # noqa: E402
+    Codec,
+    ModelConfig,
+    codec_from_dict,
+    merge_bands,
+    split_bands,
+)
+from export.optim import orthogonalise  # noqa: E402
+from export.to_onnx import export_model, load_codec  # noqa: E402
+from export.train import Settings, Trainer, rate_lambda  # noqa: E402
+from export.verify import TOLERANCE, differences, synthetic_image  # noqa: E402
+from fasdiff_edge import _core  # noqa: E402
+
+SMALL = ModelConfig(
+    w4=16,
+    w8=16,
+    w16=32,
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 1, 1),
+    conditions=8,
+    entropy=EntropyConfig(num_s=4, num_z=4, num_y=16, num_features=8, group_sizes=[4, 12]),
+)
+
+
+def small_codec() -> Codec:
+    torch.manual_seed(0)
+    codec = Codec(SMALL)
+    with torch.no_grad():  # leave the zero initialisation, so that every path carries signal
+        for p in codec.parameters():
+            p.add_(torch.randn_like(p) * 0.02)
+    return codec.eval()
+
+
+def test_split_and_merge_equal_the_core() -> None:
+    image = synthetic_image(64, 48)
+    bands = split_bands(torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float())
+    np.testing.assert_allclose(_core.split_bands(image), bands[0].numpy(), atol=2e-5)
+    back = merge_bands(bands)[0].numpy().transpose(1, 2, 0)
+    np.testing.assert_allclose(back, image, atol=1e-3)
+
+
+def test_realism_zero_ignores_the_noise_and_one_does_not() -> None:
+    codec = small_codec()
+    y_hat, s = torch.randn(1, 16, 4, 4), torch.randn(1, 4)
+    a, b = torch.randn(2, 1, 48, 16, 16)
+    with torch.no_grad():
+        zero = [codec.g_s(y_hat, s, n, torch.zeros(1)) for n in (a, b)]
+        one = [codec.g_s(y_hat, s, n, torch.ones(1)) for n in (a, b)]
+    assert torch.equal(*zero)
+    assert not torch.equal(*one)
+
+
+def test_semantics_modulate_the_decoder() -> None:
+    codec = small_codec()
+    y_hat, noise = torch.randn(1, 16, 4, 4), torch.zeros(1, 48, 16, 16)
+    with torch.no_grad():
+        outs = [codec.g_s(y_hat, s, noise, torch.ones(1)) for s in torch.eye(4)[:2, None] * 5]
+    assert not torch.equal(*outs)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    codec = small_codec().train()
+    image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
+    out, parts = codec(
+        image, torch.tensor([200]), torch.ones(1), torch.randn(1, 48, 16, 16), bf16=False
+    )
+    (out.square().mean() + sum(v.sum() for v in parts.values())).backward()
+    dead = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert dead == []
+
+
+def test_export_agrees_in_all_engines(tmp_path: Path) -> None:
+    codec = small_codec()
+    for part in (codec.g_a, codec.g_s):
+        for p in part.parameters():
+            p.data = p.data.half().float()
+    manifest = export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
+    for name, worst in differences(codec, tmp_path, 80, 48).items():
+        assert worst <= TOLERANCE, name
+
+
+def test_verify_notices_a_wrong_graph(tmp_path: Path) -> None:
+    codec = small_codec()
+    export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
+    with torch.no_grad():
+        codec.g_s.high.weight.mul_(1.2)
+        codec.g_a.to_y.weight.mul_(1.2)
+    assert min(differences(codec, tmp_path, 64, 64).values()) > TOLERANCE
+
+
+def test_orthogonalise() -> None:
+    torch.manual_seed(0)
+    for shape in ((48, 200), (200, 48)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), 5))
+        assert values.max() < 1.3 and values.min() > 0.5
+
+
+def test_similarity_transform_recovers_a_similarity() -> None:
+    angle, scale, shift = 0.3, 1.7, np.array([5.0, -3.0])
+    r = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    m = similarity_transform(ARCFACE_TEMPLATE, ARCFACE_TEMPLATE @ r.T + shift)
+    np.testing.assert_allclose(m[:, :2], r, atol=1e-4)
+    np.testing.assert_allclose(m[:, 2], shift, atol=1e-2)
+
+
+def test_sampling_theta_cuts_the_template() -> None:
+    """Landmarks that lie on the scaled template are sampled at the template's own pixels."""
+    points = ARCFACE_TEMPLATE * 2 + [20, 10]
+    theta = sampling_theta(points, 300, 280)
+    unit = (ARCFACE_TEMPLATE + 0.5) / 56 - 1  # align_corners=False coordinates of chip pixels
+    source = np.concatenate([unit, np.ones((5, 1))], 1) @ theta.T
+    pixels = (source + 1) * np.array([300, 280]) / 2 - 0.5
+    np.testing.assert_allclose(pixels, points, atol=0.02)
+
+
+@pytest.fixture
+def face_folder(tmp_path: Path) -> Path:
+    """Generated stand-ins for portraits, with an index like the training data's."""
+    rows = []
+    for i in range(6):
+        name = f"f{i}.png"
+        cv2.imwrite(str(tmp_path / name), synthetic_image(200 + i, 190, seed=i))
+        pts = ARCFACE_TEMPLATE * 1.2 + [25, 30]
+        row = {"file": name, "split": "val" if i == 5 else "train", "source": "fairface"}
+        for p, (x, y) in zip(POINTS, pts, strict=True):
+            row |= {f"{p}_x": x, f"{p}_y": y}
+        rows.append(row | {"sharpness_db": 30, "race": "A", "gender": "B"})
+    with open(tmp_path / "index.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return tmp_path
+
+
+def test_sampler_gives_crops_and_landmarks(face_folder: Path) -> None:
+    sampler = FaceSampler(read_index(face_folder, "train"), seed=0)
+    image, theta, whole = sampler.next(128, 8, 0.5)
+    assert image.shape == (8, 3, 128, 128) and image.dtype == np.uint8
+    assert theta.shape == (8, 2, 3) and whole.dtype == bool
+    assert whole.any() and not np.isnan(theta).any()
+
+
+def test_rate_lambda_spans_the_qualities() -> None:
+    s = Settings()
+    lam = rate_lambda(s, torch.tensor([0, 126, 252]))
+    assert lam[0] == pytest.approx(s.lambda_min) and lam[2] == pytest.approx(s.lambda_max)
+    assert lam[0] < lam[1] < lam[2]
+
+
+def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
+    """A few steps lower the loss; a stopped run goes on from its checkpoint and exports."""
+    out = tmp_path / "run"
+    args = argparse.Namespace(
+        data=str(face_folder), weights="", out=str(out), init=None, minutes=0.2,
+        validate_every=60.0, validate_count=1, override={},
+    )  # fmt: skip
+    settings = Settings(perceptual_from=2.0, large_from=2.0, batch_128=4)
+    trainer = Trainer(args, settings)
+    first = float(trainer.loss(0.0)[0].detach())
+    trainer.run()
+    assert trainer.step >= 1 and (out / "curve.tsv").read_text().count("\n") == 4
+    assert float(trainer.loss(0.0)[0].detach()) < first
+    again = Trainer(args, Settings(seed=7))
+    assert (again.step, again.images, again.elapsed) == (trainer.step, trainer.images, trainer.elapsed)
+    assert again.settings == trainer.settings
+    for a, b in zip(again.model.parameters(), trainer.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    codec, record = load_codec(out / "checkpoint.pt")
+    assert record["step"] == trainer.step
+    assert codec_from_dict(codec.config_dict()).load_state_dict(codec.state_dict())
