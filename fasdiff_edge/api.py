@@ -1,0 +1,281 @@
+"""Encoder and Decoder: the wiring, in the order the data flows. No maths."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core, bitstream, imaging
+from .bitstream import Header
+from .engines import Graph, load_graph
+from .entropy_model import Symbols
+from .errors import BitstreamError, BudgetError, ModelError, OptionError
+from .frequency import NUM_BANDS, merge_bands, split_bands
+from .models import ANALYSIS, SYNTHESIS, Model, installed, load_model
+from .rate import Search, estimate_bytes, find_quality
+from .sampler import sample
+
+Array = NDArray[np.float32]
+
+DEFAULT_QUALITY = 32.0
+_ESTIMATE_QUALITIES = range(0, bitstream.MAX_QUALITY + 1, 21)
+
+
+class Encoder:
+    """Encodes images. Reusable; may be shared between threads."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "edge",
+        engine: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        """Load the analysis graph.
+
+        Args:
+          model: the name of a shipped model, or the path of a model directory.
+          engine: "openvino", "onnxruntime", or "auto": FASDIFF_ENGINE if set, else OpenVINO on
+            x86-64 where installed, else ONNX Runtime.
+          threads: of the inference engine, at least 1; None leaves it to the engine.
+        Raises:
+          OptionError, ModelError, EngineError.
+        """
+        threads = _check_threads(threads)
+        self._model = load_model(model)
+        self._graph = load_graph(self._model.read(ANALYSIS), engine, threads)
+        _check_ports(self._graph, ["bands"], ["y", "z", "s"])
+
+    def encode(
+        self,
+        image: NDArray[np.uint8],
+        *,
+        quality: float | None = None,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        """Encode an image.
+
+        Args:
+          image: uint8 RGB [H, W, 3]; H and W 32..4096.
+          quality: 0..63 in quarter steps; 32 where neither is given.
+          max_bytes: size that the file, header included, must not exceed. The largest quality
+            that fits is used, at a smaller scale where that serves the image better. With
+            `quality` as well, both bind.
+        Returns:
+          The file.
+        Raises:
+          ImageError: not such an image.
+          OptionError: quality or max_bytes out of range.
+          BudgetError: max_bytes cannot be met; `.smallest` can.
+          EngineError: the inference engine failed.
+        """
+        image = imaging.check_image(image)
+        if quality is None:
+            quality = DEFAULT_QUALITY if max_bytes is None else bitstream.MAX_QUALITY / 4
+        highest = _check_quality(quality)
+        first = _largest_scale(*image.shape[:2])
+        if max_bytes is None:
+            latents = self._analyse(image, first)
+            payload = self._code(latents, highest)
+            return self._pack(image, first, highest, payload)
+        return self._encode_within(image, _check_count("max_bytes", max_bytes), highest, first)
+
+    def _encode_within(
+        self, image: NDArray[np.uint8], max_bytes: int, highest: int, first: int
+    ) -> bytes:
+        """Take the first scale, from `first` down, that fits at an acceptable quality."""
+        floor = min(math.ceil(4 * self._model.min_quality_before_downscale), highest)
+        *larger, last = range(first, bitstream.MAX_SCALE + 1)
+        plan = [(scale, floor, highest) for scale in larger]
+        plan.append((last, 0, highest))
+        # Reached only where the smallest scale does not fit, as it may on tiny images.
+        plan += [(scale, 0, floor - 1) for scale in reversed(larger) if floor > 0]
+        analysed: dict[int, _Latents] = {}
+        smallest: list[int] = []
+        for scale, low, high in plan:
+            if scale not in analysed:
+                analysed[scale] = self._analyse(image, scale)
+            found = self._search(analysed[scale], max_bytes - bitstream.HEADER_BYTES, low, high)
+            if found.quality is not None:
+                return self._pack(image, scale, found.quality, found.payload)
+            smallest.append(found.sizes[low])
+        raise BudgetError(max_bytes, min(smallest) + bitstream.HEADER_BYTES)
+
+    def _analyse(self, image: NDArray[np.uint8], scale: int) -> _Latents:
+        bands = split_bands(imaging.downscale(image, scale))
+        outputs = self._graph.run({"bands": bands[None]})
+        entropy = self._model.entropy
+        hy, wy = bands.shape[1] // 4, bands.shape[2] // 4
+        _check_shape("s", outputs["s"], (1, entropy.num_s))
+        _check_shape("z", outputs["z"], (1, entropy.num_z, -(-hy // 4), -(-wy // 4)))
+        _check_shape("y", outputs["y"], (1, entropy.num_y, hy, wy))
+        return _Latents(s=outputs["s"][0], z=outputs["z"][0], y=outputs["y"][0])
+
+    def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
+        estimate = estimate_bytes(latents.y, self._model.entropy.steps, _ESTIMATE_QUALITIES)
+        return find_quality(lambda q: self._code(latents, q), limit, low, high, estimate)
+
+    def _code(self, latents: _Latents, quality: int) -> bytes:
+        entropy = self._model.entropy
+        symbols = entropy.round_latents(latents.s, latents.z, latents.y, quality)
+        return entropy.encode(symbols, quality)
+
+    def _pack(self, image: NDArray[np.uint8], scale: int, quality: int, payload: bytes) -> bytes:
+        height, width = image.shape[:2]
+        header = Header(self._model.entropy.model_id, height, width, scale, quality)
+        return bitstream.pack(header, payload)
+
+
+class Decoder:
+    """Decodes files. Reusable; may be shared between threads."""
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = "edge",
+        engine: str = "auto",
+        num_steps: int = 1,
+        realism: float = 1.0,
+        threads: int | None = None,
+        max_pixels: int = 2**24,
+    ) -> None:
+        """Load the synthesis graph.
+
+        Args:
+          model, engine, threads: as in `Encoder`.
+          num_steps: network evaluations per image; one that the model supports.
+          realism: 0 (the mean of what the bytes allow: faithful, soft) to 1 (a sharp sample).
+          max_pixels: images with more are refused before anything is allocated.
+        Raises:
+          OptionError, ModelError, EngineError.
+        """
+        threads = _check_threads(threads)
+        self._realism = _check_realism(realism)
+        self._max_pixels = _check_count("max_pixels", max_pixels)
+        self._model = load_model(model)
+        if num_steps not in self._model.num_steps:
+            raise OptionError(
+                f"num_steps is {num_steps!r}; the model {self._model.name} supports "
+                f"{', '.join(map(str, self._model.num_steps))}"
+            )
+        self._graph = load_graph(self._model.read(SYNTHESIS), engine, threads)
+        _check_ports(self._graph, ["y_hat", "s_hat", "noise", "realism"], ["bands"])
+
+    def decode(self, data: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
+        """Decode a file. The same file, model and engine always give the same image.
+
+        Args:
+          data: the whole file.
+        Returns:
+          uint8 RGB [H, W, 3], the size that was encoded.
+        Raises:
+          BitstreamError: foreign, future, truncated, damaged, or over max_pixels.
+          ModelError: made with another model.
+          EngineError: the inference engine failed.
+        """
+        header, crc, symbols = read_symbols(data, self._model, self._max_pixels)
+        hy, wy = header.latent_size
+        noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
+        y_hat = self._model.entropy.scale_latents(symbols.y, header.quality)
+        s_hat = symbols.s.astype(np.float32)
+        bands = sample(self._denoise, y_hat, s_hat, noise, self._realism)
+        coded = merge_bands(bands, *header.coded_size)
+        return imaging.upscale(coded, header.scale, header.height, header.width)
+
+    def _denoise(self, y_hat: Array, s_hat: Array, noise: Array, realism: Array) -> Array:
+        inputs = {"y_hat": y_hat, "s_hat": s_hat, "noise": noise, "realism": realism}
+        bands = self._graph.run(inputs)["bands"]
+        _check_shape("bands", bands, noise.shape)
+        return bands
+
+
+@dataclass(frozen=True)
+class _Latents:
+    """The analysis graph's outputs, float32: s [S], z [Cz, hz, wz], y [Cy, hy, wy]."""
+
+    s: Array
+    z: Array
+    y: Array
+
+
+def read_symbols(
+    data: bytes | bytearray | memoryview, model: Model, max_pixels: int
+) -> tuple[Header, int, Symbols]:
+    """Decode a file as far as it is integers: header, CRC-32 and symbols.
+
+    Raises:
+      BitstreamError, ModelError: as in `Decoder.decode`.
+    """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise BitstreamError(f"expected bytes, got {type(data).__name__}")
+    header, crc, payload = bitstream.unpack(bytes(data))
+    if header.height * header.width > max_pixels:
+        raise BitstreamError(
+            f"the image has {header.width} x {header.height} pixels, over max_pixels={max_pixels}"
+        )
+    if header.model_id != model.entropy.model_id:
+        raise ModelError(
+            f"the file needs model {header.model_id:04x}; this decoder has {model.name} "
+            f"({model.entropy.model_id:04x}); installed: {installed()}"
+        )
+    return header, crc, model.entropy.decode(payload, header.quality, header.latent_size)
+
+
+def _largest_scale(height: int, width: int) -> int:
+    """The first scale at which the coded size is within the format's limit."""
+    scale = 0
+    while math.prod(bitstream.coded_size(height, width, scale)) > bitstream.MAX_CODED_PIXELS:
+        scale += 1
+    return scale
+
+
+def _check_ports(graph: Graph, inputs: list[str], outputs: list[str]) -> None:
+    if sorted(graph.inputs) != sorted(inputs) or sorted(graph.outputs) != sorted(outputs):
+        raise ModelError(
+            f"the graph has inputs {list(graph.inputs)} and outputs {list(graph.outputs)}, "
+            f"not {inputs} and {outputs}"
+        )
+
+
+def _check_shape(name: str, output: Array, expected: tuple[int, ...]) -> None:
+    if output.shape != expected:
+        raise ModelError(f"the graph gave {name} as {list(output.shape)}, not {list(expected)}")
+
+
+def _check_count(name: str, value: int) -> int:
+    """`value` as an int of at least 1."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}; it must be a whole number, at least 1")
+    return count
+
+
+def _check_threads(threads: int | None) -> int | None:
+    return None if threads is None else _check_count("threads", threads)
+
+
+def _check_real(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise OptionError(f"{name} is {value!r}; it must be a number")
+    return float(value)
+
+
+def _check_realism(realism: float) -> float:
+    value = _check_real("realism", realism)
+    if not 0.0 <= value <= 1.0:
+        raise OptionError(f"realism is {realism!r}; it must be 0..1")
+    return value
+
+
+def _check_quality(quality: float) -> int:
+    """Quality 0..63 as quarter steps."""
+    quarters = 4.0 * _check_real("quality", quality)
+    if not 0.0 <= quarters <= bitstream.MAX_QUALITY or quarters != math.floor(quarters):
+        raise OptionError(f"quality is {quality!r}; it must be 0..63 in steps of 0.25")
+    return int(quarters)

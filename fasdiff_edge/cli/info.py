@@ -1,0 +1,85 @@
+"""`fasdiff info`: what a file contains, without decoding it to pixels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ..api import read_symbols
+from ..bitstream import HEADER_BYTES, VERSION
+from ..models import load_model
+from .files import read_input, write_output
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "info",
+        help="print what a file contains",
+        description="Print the header, the bytes of each part, the model and the bits per pixel. "
+        "The parts share one range-coded stream: theirs are ideal bytes, and `overhead` is what "
+        "the stream has beyond their sum.",
+    )
+    parser.add_argument("input", metavar="FILE", help='file, or "-" for stdin')
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--model", default="edge", help="model name or directory (edge)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print; errors are raised."""
+    report = describe(read_input(args.input), args.model)
+    if args.json:
+        text = json.dumps(report, indent=2)
+    else:
+        text = "\n".join(_lines(report))
+    write_output("-", f"{text}\n".encode())
+    return 0
+
+
+def describe(data: bytes, model_name: str = "edge") -> dict[str, Any]:
+    """Everything about a file that needs no inference engine.
+
+    Returns:
+      JSON-able: version, model, model_id, width, height, scale, coded_width, coded_height,
+      quality (0..63), crc32, bytes, bpp (whole file over the pixels of the image), parts (name ->
+      bytes; they sum to `bytes`).
+    Raises:
+      BitstreamError, ModelError: as in `Decoder.decode`.
+    """
+    model = load_model(model_name)
+    header, crc, symbols = read_symbols(data, model, max_pixels=2**24)
+    coded_height, coded_width = header.coded_size
+    bits = model.entropy.part_bits(symbols, header.quality)
+    parts: dict[str, float] = {"header": HEADER_BYTES}
+    parts.update({name: round(value / 8, 2) for name, value in bits.items()})
+    parts["overhead"] = round(len(data) - sum(parts.values()), 2)
+    return {
+        "version": VERSION,
+        "model": model.name,
+        "model_id": f"{header.model_id:04x}",
+        "width": header.width,
+        "height": header.height,
+        "scale": header.scale,
+        "coded_width": coded_width,
+        "coded_height": coded_height,
+        "quality": header.quality / 4,
+        "crc32": f"{crc:08x}",
+        "bytes": len(data),
+        "bpp": round(8 * len(data) / (header.width * header.height), 5),
+        "parts": parts,
+    }
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    coded = f"1/{1 << report['scale']}, {report['coded_width']} x {report['coded_height']} pixels"
+    return [
+        f"format version  {report['version']}",
+        f"model           {report['model']} ({report['model_id']})",
+        f"size            {report['width']} x {report['height']} pixels",
+        f"coded at        {coded}",
+        f"quality         {report['quality']:g}",
+        f"CRC-32, seed    {report['crc32']}",
+        f"bytes           {report['bytes']} ({report['bpp']:.4f} bits per pixel)",
+        *(f"  {name:<13} {value:g}" for name, value in report["parts"].items()),
+    ]

@@ -1,0 +1,159 @@
+"""The inference engines: one small class each, float32 pinned, CPU, imported when first used.
+
+A graph is read from the bytes of an ONNX file with dynamic sizes. `run` may be called from any
+number of threads at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import EngineError, OptionError
+
+Arrays = Mapping[str, NDArray[np.float32]]
+
+
+class Graph(Protocol):
+    """A loaded network.
+
+    Attributes:
+      inputs, outputs: names, in the order of the file.
+    """
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+    def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+        """Evaluate the network.
+
+        Args:
+          arrays: float32, C-contiguous, one for each input.
+        Returns:
+          float32 for each output, owned by the caller.
+        Raises:
+          EngineError: whatever the engine reports.
+        """
+        ...
+
+
+class OpenVinoGraph:
+    """A graph in OpenVINO's CPU plugin, in float32 whatever the CPU would prefer."""
+
+    def __init__(self, model: bytes, threads: int | None) -> None:
+        try:
+            openvino: Any = importlib.import_module("openvino")
+        except ImportError as error:
+            raise EngineError(f"the engine OpenVINO is not installed: {error}") from error
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "EXECUTION_MODE_HINT": "ACCURACY",
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if threads is not None:
+            config["INFERENCE_NUM_THREADS"] = threads
+        try:
+            core = openvino.Core()
+            self._compiled: Any = core.compile_model(core.read_model(model), "CPU", config)
+        except Exception as error:
+            raise EngineError(f"OpenVINO cannot load the graph: {_line(error)}") from error
+        self.inputs: Sequence[str] = [port.get_any_name() for port in self._compiled.inputs]
+        self.outputs: Sequence[str] = [port.get_any_name() for port in self._compiled.outputs]
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []  # infer requests; each serves one call at a time
+
+    def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+        with self._lock:
+            request = self._idle.pop() if self._idle else None
+        try:
+            request = request or self._compiled.create_infer_request()
+            request.infer(dict(arrays), share_inputs=True)
+            results = {name: np.array(request.get_tensor(name).data) for name in self.outputs}
+        except Exception as error:
+            raise EngineError(f"OpenVINO cannot run the graph: {_line(error)}") from error
+        with self._lock:
+            self._idle.append(request)
+        return results
+
+
+class OnnxRuntimeGraph:
+    """A graph in ONNX Runtime's CPU provider; a session is thread-safe by itself."""
+
+    def __init__(self, model: bytes, threads: int | None) -> None:
+        try:
+            onnxruntime: Any = importlib.import_module("onnxruntime")
+        except ImportError as error:
+            raise EngineError(f"the engine ONNX Runtime is not installed: {error}") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # fatal; errors reach us as exceptions
+        options.intra_op_num_threads = threads or 0
+        options.inter_op_num_threads = 1
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot load the graph: {_line(error)}") from error
+        self.inputs: Sequence[str] = [port.name for port in self._session.get_inputs()]
+        self.outputs: Sequence[str] = [port.name for port in self._session.get_outputs()]
+
+    def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
+        try:
+            results = self._session.run(self.outputs, dict(arrays))
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime cannot run the graph: {_line(error)}") from error
+        return dict(zip(self.outputs, results))
+
+
+_ENGINES: dict[str, type[OpenVinoGraph | OnnxRuntimeGraph]] = {
+    "openvino": OpenVinoGraph,
+    "onnxruntime": OnnxRuntimeGraph,
+}
+ENGINE_NAMES = tuple(_ENGINES)
+
+
+def choose_engine(engine: str) -> str:
+    """Resolve "auto" to a name of `ENGINE_NAMES`.
+
+    "auto" is the environment variable FASDIFF_ENGINE if set; else OpenVINO on x86-64 where it is
+    installed; else ONNX Runtime.
+
+    Raises:
+      OptionError: an unknown name.
+    """
+    source = "engine"
+    if engine == "auto" and os.environ.get("FASDIFF_ENGINE", "auto") != "auto":
+        engine, source = os.environ["FASDIFF_ENGINE"], "FASDIFF_ENGINE"
+    if engine in _ENGINES:
+        return engine
+    if engine != "auto":
+        raise OptionError(f"{source} is {engine!r}; it may be auto, {', '.join(ENGINE_NAMES)}")
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return "openvino" if x86 and importlib.util.find_spec("openvino") else "onnxruntime"
+
+
+def load_graph(model: bytes, engine: str, threads: int | None) -> Graph:
+    """Load a graph.
+
+    Args:
+      model: an ONNX file.
+      engine: "auto" or a name of `ENGINE_NAMES`.
+      threads: at least 1; None leaves it to the engine.
+    Raises:
+      OptionError: unknown engine.
+      EngineError: the engine is not installed or refuses the graph.
+    """
+    return _ENGINES[choose_engine(engine)](model, threads)
+
+
+def _line(error: BaseException) -> str:
+    """The message of an engine's exception, on one line."""
+    return " ".join(str(error).split()) or type(error).__name__

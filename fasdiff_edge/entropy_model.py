@@ -1,0 +1,123 @@
+"""Latents to symbols to payload and back.
+
+The probability of a symbol is a function of symbols decoded before it, in integers, in C++
+(`csrc/`); no float takes part. The only floats here are the latents on their way in
+(`round_latents`) and on their way out (`scale_latents`), outside that path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .errors import BitstreamError, ModelError
+
+SYMBOL_MIN, SYMBOL_MAX = -32768, 32767
+STEP_ONE = 4096  # step is in Q12: y units per symbol, times 4096
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """What a payload carries.
+
+    Attributes:
+      s: int32 [S], the semantic vector.
+      z: int32 [Cz, hz, wz], the hyper-latent; hz = ceil(hy / 4), wz = ceil(wy / 4).
+      y: int32 [Cy, hy, wy], the latent in symbols of its quality.
+    """
+
+    s: NDArray[np.int32]
+    z: NDArray[np.int32]
+    y: NDArray[np.int32]
+
+
+class EntropyModel:
+    """An integer entropy model: the contents of one `entropy_model.bin`. Immutable, thread-safe.
+
+    Attributes:
+      model_id: first two bytes of the SHA-256 of the file, as 16 bits.
+      num_s, num_z, num_y: components of s, channels of z and of y.
+      num_qualities: rows of the quality tables (253 for format version 1).
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Parse `data`.
+
+        Raises:
+          ModelError: malformed; with the reason.
+        """
+        try:
+            self._core = _core.EntropyModel(data)
+        except ValueError as error:
+            raise ModelError(f"malformed entropy model: {error}") from error
+        self.model_id = int.from_bytes(hashlib.sha256(data).digest()[:2], "big")
+        self.num_s = self._core.num_s
+        self.num_z = self._core.num_z
+        self.num_y = self._core.num_y
+        self.num_qualities = self._core.num_q
+        self.num_groups = self._core.num_groups
+        self._step = np.asarray(self._core.step, dtype=np.int32)
+
+    def steps(self, quality: int) -> NDArray[np.float32]:
+        """float32 [Cy, 1, 1]: y units per symbol at `quality` (quarter steps)."""
+        steps: NDArray[np.float32] = self._step[quality, :, None, None].astype(np.float32)
+        return steps / np.float32(STEP_ONE)
+
+    def round_latents(
+        self,
+        s: NDArray[np.float32],
+        z: NDArray[np.float32],
+        y: NDArray[np.float32],
+        quality: int,
+    ) -> Symbols:
+        """Round the analysis graph's outputs to symbols.
+
+        Args:
+          s, z, y: float32 [S], [Cz, hz, wz] and [Cy, hy, wy], y before the gain.
+          quality: in quarter steps.
+        """
+        return Symbols(s=_round(s), z=_round(z), y=_round(y / self.steps(quality)))
+
+    def scale_latents(self, y: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
+        """y_hat: the symbols of y, int32 [Cy, hy, wy], in y units, float32."""
+        return y.astype(np.float32) * self.steps(quality)
+
+    def encode(self, symbols: Symbols, quality: int) -> bytes:
+        """Payload of `symbols` at `quality` (quarter steps).
+
+        Raises:
+          ValueError: shapes that do not belong together, or a symbol out of range.
+        """
+        return self._core.encode(symbols.s, symbols.z, symbols.y, quality)
+
+    def decode(self, payload: bytes, quality: int, latent_size: tuple[int, int]) -> Symbols:
+        """Symbols of a payload.
+
+        Args:
+          payload: all of it; nothing may be left over.
+          quality: in quarter steps.
+          latent_size: (hy, wy).
+        Raises:
+          BitstreamError: truncated, trailing bytes or an impossible symbol.
+        """
+        try:
+            s, z, y = self._core.decode(payload, quality, *latent_size)
+        except ValueError as error:
+            raise BitstreamError(f"damaged payload: {error}") from error
+        return Symbols(s=s, z=z, y=y)
+
+    def part_bits(self, symbols: Symbols, quality: int) -> dict[str, float]:
+        """Ideal bits of each part in coding order: s, z, then the passes y0, y1, ..."""
+        bits = self._core.part_bits(symbols.s, symbols.z, symbols.y, quality)
+        names = ["s", "z", *(f"y{index}" for index in range(2 * self.num_groups))]
+        return {name: float(value) for name, value in zip(names, bits)}
+
+
+def _round(values: NDArray[np.float32]) -> NDArray[np.int32]:
+    # A latent that is not a number codes as zero; casting it would be undefined.
+    finite = np.nan_to_num(values, nan=0.0, posinf=SYMBOL_MAX, neginf=SYMBOL_MIN)
+    return np.clip(np.rint(finite), SYMBOL_MIN, SYMBOL_MAX).astype(np.int32)

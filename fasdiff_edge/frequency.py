@@ -1,0 +1,51 @@
+"""The frequency split: a two-level orthonormal Haar transform of the opponent colours.
+
+The one place that states the band order. Channels of the 48 bands at a quarter of the image size:
+
+   0..2   ll2  (c0, c1, c2)        c0 = (R + G + B) / sqrt 3
+   3..5   hl2                      c1 = (R - B) / sqrt 2
+   6..8   lh2                      c2 = (R - 2 G + B) / sqrt 6
+   9..11  hh2
+  12..23  hl1, space-to-depth: 12 + 4 * colour + 2 * dy + dx
+  24..35  lh1, likewise from 24
+  36..47  hh1, likewise from 36
+
+The first letter of a band is the filter along the width: a vertical edge lights `hl`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+
+NUM_BANDS = 48
+
+
+def split_bands(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Split an image into its two-level Haar sub-bands.
+
+    Args:
+      image: uint8 RGB [H, W, 3], C-contiguous, any size; padded right and below by symmetric
+        reflection to H', W', multiples of 16.
+    Returns:
+      float32 [48, H'/4, W'/4] of pixels mapped to -1..1 (an orthonormal transform).
+    Raises:
+      ValueError: not uint8, not three channels, or empty.
+    """
+    return _core.split_bands(image)
+
+
+def merge_bands(bands: NDArray[np.float32], height: int, width: int) -> NDArray[np.uint8]:
+    """Undo `split_bands`; exact when the bands are untouched.
+
+    Args:
+      bands: float32 [48, h, w], C-contiguous.
+      height, width: size to crop to, in pixels; at most 4 h and 4 w.
+    Returns:
+      uint8 RGB [height, width, 3], rounded half to even and clamped.
+    Raises:
+      ValueError: wrong dtype or shape, or a size that the bands do not cover.
+    """
+    return _core.merge_bands(bands, height, width)

@@ -1,0 +1,137 @@
+"""Loading a model directory: a manifest, an integer entropy model and two ONNX graphs.
+
+A model is data: nothing in it is executed but the graphs, by the inference engine. Every file is
+checked against the SHA-256 in `manifest.json` when it is read. Unknown manifest fields are ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..bitstream import MAX_QUALITY
+from ..entropy_model import EntropyModel
+from ..errors import ModelError
+
+MANIFEST_FORMAT = 1
+MANIFEST, ANALYSIS, SYNTHESIS, ENTROPY = (
+    "manifest.json",
+    "analysis.onnx",
+    "synthesis.onnx",
+    "entropy_model.bin",
+)
+_SHIPPED = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model directory whose manifest and entropy model have been checked.
+
+    Attributes:
+      name: as in the manifest.
+      directory: where its files are.
+      manifest: all of `manifest.json`.
+      entropy: the integer entropy model; `entropy.model_id` is the model's id.
+      num_steps: the numbers of sampler steps that the synthesis graph supports.
+      min_quality_before_downscale: 0..63; the budget search would rather code a smaller image
+        than go below this quality.
+    """
+
+    name: str
+    directory: Path
+    manifest: Mapping[str, Any]
+    entropy: EntropyModel
+    num_steps: tuple[int, ...]
+    min_quality_before_downscale: float
+
+    def read(self, file: str) -> bytes:
+        """Contents of one of the model's files, checked against the manifest.
+
+        Raises:
+          ModelError: not listed, missing, unreadable or changed.
+        """
+        return _read_checked(self.directory, file, self.manifest)
+
+
+def load_model(model: str | os.PathLike[str]) -> Model:
+    """Load a model.
+
+    Args:
+      model: the name of a shipped model, or the path of a model directory.
+    Raises:
+      ModelError: no such model, or its files do not belong together.
+    """
+    name = os.fspath(model)
+    directory = _SHIPPED / name if name in _shipped_names() else Path(name)
+    if not directory.is_dir():
+        raise ModelError(f"no model {name!r}: not a directory, and installed are {installed()}")
+    manifest = _read_manifest(directory)
+    try:
+        title = str(manifest["name"])
+        model_id = str(manifest["model_id"])
+        num_steps = tuple(int(value) for value in manifest["num_steps"])
+        min_quality = float(manifest["min_quality_before_downscale"])
+        shape = {key: int(manifest[key]) for key in ("num_s", "num_z", "num_y")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{directory / MANIFEST}: bad or missing field: {error}") from error
+    entropy = EntropyModel(_read_checked(directory, ENTROPY, manifest))
+    if model_id != f"{entropy.model_id:04x}":
+        raise ModelError(
+            f"{directory / MANIFEST}: model_id is {model_id}, "
+            f"but the entropy model's is {entropy.model_id:04x}"
+        )
+    if entropy.num_qualities != MAX_QUALITY + 1:
+        raise ModelError(f"{name}: {entropy.num_qualities} qualities, not {MAX_QUALITY + 1}")
+    for key, expected in shape.items():
+        if getattr(entropy, key) != expected:
+            raise ModelError(
+                f"{directory / MANIFEST}: {key} is {expected}, "
+                f"but the entropy model has {getattr(entropy, key)}"
+            )
+    if not num_steps or not 0 <= min_quality <= MAX_QUALITY / 4:
+        raise ModelError(f"{directory / MANIFEST}: num_steps or quality out of range")
+    return Model(title, directory, manifest, entropy, num_steps, min_quality)
+
+
+def installed() -> str:
+    """The shipped models and their ids, for messages: "edge (1a2b)"; "none" without any."""
+    names = [f"{name} ({_manifest_id(name)})" for name in _shipped_names()]
+    return ", ".join(names) or "none"
+
+
+def _shipped_names() -> list[str]:
+    return sorted(path.parent.name for path in _SHIPPED.glob(f"*/{MANIFEST}"))
+
+
+def _manifest_id(name: str) -> str:
+    return str(_read_manifest(_SHIPPED / name).get("model_id"))
+
+
+def _read_manifest(directory: Path) -> Mapping[str, Any]:
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {path}: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != MANIFEST_FORMAT:
+        raise ModelError(f"{path}: not a model manifest of format {MANIFEST_FORMAT}")
+    return manifest
+
+
+def _read_checked(directory: Path, file: str, manifest: Mapping[str, Any]) -> bytes:
+    files = manifest.get("files")
+    expected = files.get(file) if isinstance(files, dict) else None
+    if not isinstance(expected, str):
+        raise ModelError(f"{directory / MANIFEST} lists no SHA-256 for {file}")
+    try:
+        data = (directory / file).read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read {directory / file}: {error}") from error
+    if hashlib.sha256(data).hexdigest() != expected.lower():
+        raise ModelError(f"{directory / file} is damaged: its SHA-256 is not the manifest's")
+    return data

@@ -1,0 +1,159 @@
+"""Both inference engines on the shipped graphs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fasdiff_edge import EngineError, OptionError
+from fasdiff_edge.engines import ENGINE_NAMES, choose_engine, load_graph
+from fasdiff_edge.models import ANALYSIS, SYNTHESIS, Model
+
+
+def analysis_inputs(height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
+    bands = np.random.default_rng(seed).normal(0.0, 0.3, (1, 48, height, width))
+    return {"bands": bands.astype(np.float32)}
+
+
+def synthesis_inputs(model: Model, hy: int, wy: int, seed: int = 0) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    entropy = model.entropy
+    return {
+        "y_hat": random.normal(0.0, 1.0, (1, entropy.num_y, hy, wy)).astype(np.float32),
+        "s_hat": random.integers(-2, 3, (1, entropy.num_s)).astype(np.float32),
+        "noise": random.normal(0.0, 1.0, (1, 48, 4 * hy, 4 * wy)).astype(np.float32),
+        "realism": np.array([0.7], np.float32),
+    }
+
+
+def test_auto_prefers_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ENGINE_NAMES:
+        monkeypatch.setenv("FASDIFF_ENGINE", name)
+        assert choose_engine("auto") == name
+    monkeypatch.setenv("FASDIFF_ENGINE", "onnxruntime")
+    assert choose_engine("openvino") == "openvino", "an explicit engine is not overridden"
+    monkeypatch.setenv("FASDIFF_ENGINE", "tensorrt")
+    with pytest.raises(OptionError, match="FASDIFF_ENGINE is 'tensorrt'.*openvino"):
+        choose_engine("auto")
+
+
+@pytest.mark.parametrize(
+    ("machine", "installed", "expected"),
+    [
+        ("x86_64", True, "openvino"),
+        ("AMD64", True, "openvino"),
+        ("x86_64", False, "onnxruntime"),
+        ("aarch64", True, "onnxruntime"),
+    ],
+)
+def test_auto_depends_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch, machine: str, installed: bool, expected: str
+) -> None:
+    monkeypatch.delenv("FASDIFF_ENGINE", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    assert choose_engine("auto") == expected
+
+
+@pytest.mark.parametrize("name", ["", "OpenVINO", "torch"])
+def test_unknown_engine(name: str) -> None:
+    with pytest.raises(OptionError, match="openvino, onnxruntime"):
+        choose_engine(name)
+
+
+def test_missing_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, engine, None)
+    with pytest.raises(EngineError, match="is not installed"):
+        load_graph(b"", engine, None)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a graph", bytes(1000)])
+def test_damaged_graph(engine: str, data: bytes) -> None:
+    with pytest.raises(EngineError, match="cannot load the graph") as caught:
+        load_graph(data, engine, 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_run_errors_are_ours(engine: str, model: Model) -> None:
+    graph = load_graph(model.read(ANALYSIS), engine, 1)
+    with pytest.raises(EngineError, match="cannot run the graph"):
+        graph.run({"bands": np.zeros((1, 47, 16, 16), np.float32)})
+    # A failure does not spoil the graph.
+    assert graph.run(analysis_inputs(16, 16))["y"].shape[2:] == (4, 4)
+
+
+def test_ports(engine: str, model: Model) -> None:
+    analysis = load_graph(model.read(ANALYSIS), engine, 1)
+    assert list(analysis.inputs) == ["bands"]
+    assert sorted(analysis.outputs) == ["s", "y", "z"]
+    synthesis = load_graph(model.read(SYNTHESIS), engine, 1)
+    assert sorted(synthesis.inputs) == ["noise", "realism", "s_hat", "y_hat"]
+    assert list(synthesis.outputs) == ["bands"]
+
+
+@pytest.mark.parametrize("size", [(4, 4), (16, 20), (36, 12), (64, 64)])
+def test_shapes_are_dynamic(engine: str, model: Model, size: tuple[int, int]) -> None:
+    height, width = size
+    hy, wy = height // 4, width // 4
+    entropy = model.entropy
+    graph = load_graph(model.read(ANALYSIS), engine, 1)
+    outputs = graph.run(analysis_inputs(height, width))
+    assert outputs["y"].shape == (1, entropy.num_y, hy, wy)
+    assert outputs["z"].shape == (1, entropy.num_z, -(-hy // 4), -(-wy // 4))
+    assert outputs["s"].shape == (1, entropy.num_s)
+    graph = load_graph(model.read(SYNTHESIS), engine, 1)
+    assert graph.run(synthesis_inputs(model, hy, wy))["bands"].shape == (1, 48, height, width)
+
+
+def test_outputs_belong_to_the_caller(engine: str, model: Model) -> None:
+    graph = load_graph(model.read(ANALYSIS), engine, 1)
+    first = graph.run(analysis_inputs(16, 16, seed=1))["y"]
+    kept = first.copy()
+    graph.run(analysis_inputs(16, 16, seed=2))
+    assert first.dtype == np.float32
+    assert np.array_equal(first, kept)
+
+
+def test_the_engines_agree(model: Model) -> None:
+    """Float32 in both: equal within 2e-3 of the largest value, which bfloat16 would miss."""
+    for file, inputs in (
+        (ANALYSIS, analysis_inputs(32, 24)),
+        (SYNTHESIS, synthesis_inputs(model, 8, 6)),
+    ):
+        one, other = (load_graph(model.read(file), name, 1).run(inputs) for name in ENGINE_NAMES)
+        for name in one:
+            largest = float(np.abs(one[name]).max())
+            assert largest > 0
+            assert float(np.abs(one[name] - other[name]).max()) <= 2e-3 * largest, (file, name)
+
+
+def test_openvino_is_pinned_to_float32(model: Model) -> None:
+    graph: Any = load_graph(model.read(ANALYSIS), "openvino", 1)
+    precision = graph._compiled.get_property("INFERENCE_PRECISION_HINT")
+    assert "float32" in str(precision)
+    assert graph._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_one_graph_serves_many_threads(engine: str, model: Model) -> None:
+    graph = load_graph(model.read(ANALYSIS), engine, 1)
+    inputs = [analysis_inputs(16, 16 + 4 * index, seed=index) for index in range(6)]
+    expected = [graph.run(one)["y"] for one in inputs]
+    wrong: list[int] = []
+    start = threading.Barrier(len(inputs))
+
+    def work(index: int) -> None:
+        start.wait()
+        for _ in range(5):
+            if not np.array_equal(graph.run(inputs[index])["y"], expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

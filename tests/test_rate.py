@@ -1,0 +1,142 @@
+"""The search for the largest quality that fits, on made-up sizes; no model, no engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fasdiff_edge.rate import estimate_bytes, find_quality
+
+HIGHEST = 252
+KNOTS = range(0, HIGHEST + 1, 21)
+
+
+def payloads(sizes: np.ndarray, tried: list[int]) -> Callable[[int], bytes]:
+    def code(quality: int) -> bytes:
+        tried.append(quality)
+        return bytes(int(sizes[quality]))
+
+    return code
+
+
+def curve(slope: float, start: float, bend: float) -> np.ndarray:
+    """Bytes at each quality, rising."""
+    quality = np.arange(HIGHEST + 1)
+    return np.round(start * np.exp(slope * quality - bend * quality**2)).astype(int)
+
+
+def estimate(sizes: np.ndarray, factor: float = 1.0, tilt: float = 0.0) -> list[tuple[int, float]]:
+    return [(q, math.log(max(1, sizes[q]) * factor) + tilt * q) for q in KNOTS]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5, 3.0])
+@pytest.mark.parametrize("tilt", [0.0, 0.002])
+def test_finds_what_exhaustive_search_finds(factor: float, tilt: float) -> None:
+    passes = []
+    for sizes in (curve(0.018, 90, 0), curve(0.026, 60, 2e-5), curve(0.012, 300, 0)):
+        for limit in range(50, 7000, 61):
+            tried: list[int] = []
+            found = find_quality(
+                payloads(sizes, tried), limit, 0, HIGHEST, estimate(sizes, factor, tilt)
+            )
+            fitting = np.flatnonzero(sizes <= limit)
+            if fitting.size == 0:
+                assert found.quality is None
+                assert found.payload == b""
+            else:
+                assert found.quality == fitting[-1]
+                assert len(found.payload) == sizes[fitting[-1]]
+            assert found.sizes == {q: sizes[q] for q in tried}
+            assert len(set(tried)) == len(tried), "a quality was coded twice"
+            passes.append(len(tried))
+    assert np.mean(passes) < 5.0
+    assert max(passes) <= 8 + 8  # the secant's, then halving 253
+
+
+def test_a_good_estimate_needs_few_passes() -> None:
+    sizes = curve(0.018, 90, 0)
+    passes = []
+    for limit in range(100, 6000, 37):
+        tried: list[int] = []
+        find_quality(payloads(sizes, tried), limit, 0, HIGHEST, estimate(sizes))
+        passes.append(len(tried))
+    assert np.mean(passes) <= 3.0
+
+
+def test_a_wavy_curve_does_not_creep() -> None:
+    """Where the estimate keeps missing on one side, the bracket is closed by overshooting."""
+    smooth = curve(0.018, 90, 0)
+    wavy = np.round(smooth * np.exp(0.15 * np.sin(np.arange(smooth.size) / 11))).astype(int)
+    passes = []
+    for limit in range(50, 7000, 31):
+        for factor, tilt in ((1.0, 0.0), (0.5, 0.002), (3.0, -0.003)):
+            tried: list[int] = []
+            code = payloads(wavy, tried)
+            find_quality(code, limit, 0, HIGHEST, estimate(smooth, factor, tilt))
+            passes.append(len(tried))
+    assert max(passes) <= 12
+    assert np.mean(passes) < 5.5
+
+
+def test_ragged_sizes_still_end_at_an_edge() -> None:
+    random = np.random.default_rng(11)
+    for _ in range(200):
+        smooth = curve(0.018, 90, 0)
+        sizes = np.maximum(0, smooth + random.integers(-12, 13, smooth.size))
+        limit = int(random.integers(60, 9000))
+        found = find_quality(payloads(sizes, []), limit, 0, HIGHEST, estimate(smooth))
+        if found.quality is None:
+            assert sizes[0] > limit
+        else:
+            assert sizes[found.quality] == len(found.payload) <= limit
+            assert found.quality == HIGHEST or sizes[found.quality + 1] > limit
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(0, 0), (40, 40), (40, 41), (24, 128), (0, 251)])
+def test_the_range_is_respected(lowest: int, highest: int) -> None:
+    sizes = curve(0.018, 90, 0)
+    for limit in (-5, 0, 1, 100, 190, 400, 900, 20000):
+        tried: list[int] = []
+        found = find_quality(payloads(sizes, tried), limit, lowest, highest, estimate(sizes))
+        assert all(lowest <= q <= highest for q in tried)
+        fitting = [q for q in range(lowest, highest + 1) if sizes[q] <= limit]
+        assert found.quality == (fitting[-1] if fitting else None)
+        if found.quality is None:
+            assert lowest in tried
+
+
+def test_generous_budget_takes_one_pass() -> None:
+    sizes = curve(0.018, 90, 0)
+    tried: list[int] = []
+    found = find_quality(payloads(sizes, tried), 10**6, 0, HIGHEST, estimate(sizes))
+    assert tried == [HIGHEST]
+    assert found.quality == HIGHEST
+
+
+def test_empty_payloads_are_sizes_too() -> None:
+    sizes = np.zeros(HIGHEST + 1, int)
+    found = find_quality(payloads(sizes, []), 0, 0, HIGHEST, estimate(curve(0.018, 90, 0)))
+    assert found.quality == HIGHEST
+    assert found.payload == b""
+
+
+def test_estimate_rises_and_follows_the_latents() -> None:
+    random = np.random.default_rng(2)
+
+    def steps(quality: int) -> np.ndarray:
+        return np.full((16, 1, 1), 8.0 * math.exp(-0.015 * quality), np.float32)
+
+    small = random.laplace(0.0, 1.0, (16, 12, 10)).astype(np.float32)
+    large = np.tile(small, (1, 8, 8))
+    flat = np.zeros_like(small)
+    for latents in (small, large, flat):
+        result = estimate_bytes(latents, steps, KNOTS)
+        assert [quality for quality, _ in result] == list(KNOTS)
+        values = np.array([value for _, value in result])
+        assert np.all(np.diff(values) > 0)
+        assert np.isfinite(values).all()
+    ratio = estimate_bytes(large, steps, KNOTS)[6][1] - estimate_bytes(small, steps, KNOTS)[6][1]
+    assert math.exp(ratio) == pytest.approx(64, rel=0.1)
