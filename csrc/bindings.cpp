@@ -1,0 +1,340 @@
+// Python bindings: check dtype, shape and contiguity, release the GIL, turn a status into an error.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bitstream_header.h"
+#include "cdf_table.h"
+#include "entropy_coder.h"
+#include "entropy_model.h"
+#include "frequency_split.h"
+#include "noise.h"
+#include "part_bits.h"
+#include "range_coder.h"
+
+namespace py = pybind11;
+
+namespace fasdiff {
+namespace {
+
+class StreamError : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void Check(Status status) {
+  if (status == Status::kOk) return;
+  if (IsStreamError(status)) throw StreamError(StatusMessage(status));
+  throw py::value_error(StatusMessage(status));
+}
+
+std::string ShapeText(const std::vector<py::ssize_t>& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i > 0) text += ", ";
+    text += shape[i] < 0 ? "*" : std::to_string(shape[i]);
+  }
+  return text + "]";
+}
+
+// Refuses anything but an aligned C-contiguous array of T with this shape; -1 is any size.
+template <typename T>
+const T* Data(const py::array& array, const char* name, const std::vector<py::ssize_t>& shape) {
+  std::vector<py::ssize_t> actual(array.shape(), array.shape() + array.ndim());
+  bool fits = actual.size() == shape.size() && py::isinstance<py::array_t<T>>(array) &&
+              (array.flags() & py::array::c_style) != 0;
+  const bool aligned = (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = shape[i] < 0 || shape[i] == actual[i];
+  if (!fits || !aligned) {
+    throw py::value_error(std::string(name) + " must be a C-contiguous " +
+                          py::str(py::dtype::of<T>()).cast<std::string>() + " array " +
+                          ShapeText(shape) + ", got " + (aligned ? "" : "unaligned ") +
+                          py::str(array.dtype()).cast<std::string>() + " " + ShapeText(actual));
+  }
+  return static_cast<const T*>(array.data());
+}
+
+int Side(py::ssize_t side) {
+  if (side > kMaxImageSide) Check(Status::kImageTooLarge);
+  return static_cast<int>(side);
+}
+
+py::array_t<float> SplitBandsPy(const py::array& image) {
+  const uint8_t* data = Data<uint8_t>(image, "image", {-1, -1, 3});
+  const int height = Side(image.shape(0)), width = Side(image.shape(1));
+  if (height < 1 || width < 1) Check(Status::kEmptyImage);
+  py::array_t<float> bands({kNumBands, BandSide(height), BandSide(width)});
+  float* out = bands.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = SplitBands(data, height, width, out);
+  }
+  Check(status);
+  return bands;
+}
+
+py::array_t<uint8_t> MergeBandsPy(const py::array& bands, int height, int width) {
+  const float* data = Data<float>(bands, "bands", {kNumBands, -1, -1});
+  const int band_height = Side(bands.shape(1)), band_width = Side(bands.shape(2));
+  if (height < 1 || width < 1) Check(Status::kEmptyImage);
+  if (height > kMaxImageSide || width > kMaxImageSide) Check(Status::kImageTooLarge);
+  if (band_height != BandSide(height) || band_width != BandSide(width)) {
+    Check(Status::kBadBandShape);
+  }
+  py::array_t<uint8_t> image({height, width, 3});
+  uint8_t* out = image.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = MergeBands(data, band_height, band_width, height, width, out);
+  }
+  Check(status);
+  return image;
+}
+
+py::array_t<float> NoisePy(int64_t seed, py::ssize_t count) {
+  if (seed < 0 || seed > UINT32_MAX) {
+    throw py::value_error("seed must be in 0..2^32 - 1, got " + std::to_string(seed));
+  }
+  if (count < 0) throw py::value_error("count must not be negative, got " + std::to_string(count));
+  py::array_t<float> out(count);
+  float* data = out.mutable_data();
+  py::gil_scoped_release release;
+  Noise(static_cast<uint32_t>(seed), static_cast<size_t>(count), data);
+  return out;
+}
+
+py::bytes ToBytes(const std::vector<uint8_t>& data) {
+  return py::bytes(reinterpret_cast<const char*>(data.data()), data.size());
+}
+
+struct BytesView {
+  explicit BytesView(const py::bytes& bytes) {
+    char* start = nullptr;
+    py::ssize_t length = 0;
+    if (PyBytes_AsStringAndSize(bytes.ptr(), &start, &length) != 0) throw py::error_already_set();
+    data = reinterpret_cast<const uint8_t*>(start);
+    size = static_cast<size_t>(length);
+  }
+  const uint8_t* data;
+  size_t size;
+};
+
+std::unique_ptr<EntropyModel> ParseModelPy(const py::bytes& bytes) {
+  const BytesView view(bytes);
+  auto model = std::make_unique<EntropyModel>();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = ParseEntropyModel(view.data, view.size, model.get());
+  }
+  Check(status);
+  return model;
+}
+
+Status CheckTableIndexes(const EntropyModel& model, const uint16_t* indexes, size_t count) {
+  for (size_t i = 0; i < count; ++i) {
+    if (indexes[i] >= model.tables.size()) return Status::kBadTableIndex;
+  }
+  return Status::kOk;
+}
+
+py::bytes RangeEncodePy(const py::array& symbols, const py::array& table_indexes,
+                        const EntropyModel& model) {
+  const int32_t* values = Data<int32_t>(symbols, "symbols", {-1});
+  const uint16_t* indexes = Data<uint16_t>(table_indexes, "table_indexes", {symbols.shape(0)});
+  const size_t count = static_cast<size_t>(symbols.shape(0));
+  std::vector<uint8_t> payload;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = CheckTableIndexes(model, indexes, count);
+    for (size_t i = 0; i < count && status == Status::kOk; ++i) {
+      if (values[i] < kMinSymbol || values[i] > kMaxSymbol) status = Status::kSymbolOutOfRange;
+    }
+    if (status == Status::kOk) {
+      RangeEncoder encoder;
+      for (size_t i = 0; i < count; ++i) {
+        EncodeValue(model.tables[indexes[i]], values[i], &encoder);
+      }
+      encoder.Finish(&payload);
+    }
+  }
+  Check(status);
+  return ToBytes(payload);
+}
+
+py::array_t<int32_t> RangeDecodePy(const py::bytes& payload, const py::array& table_indexes,
+                                   const EntropyModel& model) {
+  const BytesView view(payload);
+  const uint16_t* indexes = Data<uint16_t>(table_indexes, "table_indexes", {-1});
+  py::array_t<int32_t> symbols(table_indexes.shape(0));
+  int32_t* out = symbols.mutable_data();
+  const size_t count = static_cast<size_t>(table_indexes.shape(0));
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = CheckTableIndexes(model, indexes, count);
+    RangeDecoder decoder(view.data, view.size, false);
+    for (size_t i = 0; i < count && status == Status::kOk; ++i) {
+      status = DecodeValue(model.tables[indexes[i]], &decoder, &out[i]);
+      if (status == Status::kOk && (out[i] < kMinSymbol || out[i] > kMaxSymbol)) {
+        status = Status::kStreamSymbolOutOfRange;
+      }
+    }
+    if (status == Status::kOk) status = decoder.Finish();
+  }
+  Check(status);
+  return symbols;
+}
+
+LatentSize CheckedSize(py::ssize_t hy, py::ssize_t wy) {
+  LatentSize size;
+  if (hy < 1 || hy > kMaxLatentSide || wy < 1 || wy > kMaxLatentSide) {
+    Check(Status::kBadLatentShape);
+  }
+  size.hy = static_cast<int>(hy);
+  size.wy = static_cast<int>(wy);
+  return size;
+}
+
+LatentSize SizeOf(const EntropyModel& model, const py::array& y) {
+  Data<int32_t>(y, "y", {model.num_y, -1, -1});
+  return CheckedSize(y.shape(1), y.shape(2));
+}
+
+LatentsView View(const EntropyModel& model, const py::array& s, const py::array& z,
+                 const py::array& y, LatentSize size) {
+  return {Data<int32_t>(s, "s", {model.num_s}),
+          Data<int32_t>(z, "z", {model.num_z, size.hz(), size.wz()}),
+          Data<int32_t>(y, "y", {model.num_y, size.hy, size.wy})};
+}
+
+py::bytes EncodePy(const EntropyModel& model, const py::array& s, const py::array& z,
+                   const py::array& y, int q) {
+  const LatentSize size = SizeOf(model, y);
+  const LatentsView latents = View(model, s, z, y, size);
+  std::vector<uint8_t> payload;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = EncodeLatents(model, latents, size, q, &payload);
+  }
+  Check(status);
+  return ToBytes(payload);
+}
+
+std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> DecodePy(
+    const EntropyModel& model, const py::bytes& payload, int q, py::ssize_t hy, py::ssize_t wy,
+    bool truncated_ok) {
+  const BytesView view(payload);
+  const LatentSize size = CheckedSize(hy, wy);
+  py::array_t<int32_t> s(model.num_s);
+  py::array_t<int32_t> z({model.num_z, size.hz(), size.wz()});
+  py::array_t<int32_t> y({model.num_y, size.hy, size.wy});
+  int32_t *s_out = s.mutable_data(), *z_out = z.mutable_data(), *y_out = y.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = DecodeLatents(model, view.data, view.size, size, q, truncated_ok, s_out, z_out, y_out);
+  }
+  Check(status);
+  return {std::move(s), std::move(z), std::move(y)};
+}
+
+py::array_t<double> PartBitsPy(const EntropyModel& model, const py::array& s, const py::array& z,
+                               const py::array& y, int q) {
+  const LatentSize size = SizeOf(model, y);
+  const LatentsView latents = View(model, s, z, y, size);
+  py::array_t<double> bits(2 + 2 * model.num_groups);
+  double* out = bits.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = PartBits(model, latents, size, q, out);
+  }
+  Check(status);
+  return bits;
+}
+
+std::tuple<py::array_t<int32_t>, py::array_t<uint16_t>> IndexesPy(const EntropyModel& model,
+                                                                  const py::array& z,
+                                                                  const py::array& y, int q) {
+  const LatentSize size = SizeOf(model, y);
+  const int32_t* z_data = Data<int32_t>(z, "z", {model.num_z, size.hz(), size.wz()});
+  const int32_t* y_data = static_cast<const int32_t*>(y.data());
+  py::array_t<int32_t> base({model.num_y, size.hy, size.wy});
+  py::array_t<uint16_t> table({model.num_y, size.hy, size.wy});
+  int32_t* base_out = base.mutable_data();
+  uint16_t* table_out = table.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = PredictIndexes(model, z_data, y_data, size, q, base_out, table_out);
+  }
+  Check(status);
+  return {std::move(base), std::move(table)};
+}
+
+py::array_t<int32_t> QuantiserTable(const EntropyModel& model, const std::vector<int32_t>& table) {
+  py::array_t<int32_t> out({model.num_q, model.num_y});
+  std::copy(table.begin(), table.end(), out.mutable_data());
+  return out;
+}
+
+std::tuple<int, int, int, int, int, int> ParseHeaderPy(const py::bytes& file) {
+  const BytesView view(file);
+  FileHeader header;
+  Check(ParseFileHeader(view.data, view.size, &header));
+  return {header.version, header.scale,  header.model_id,
+          header.width,   header.height, header.quality};
+}
+
+}  // namespace
+}  // namespace fasdiff
+
+PYBIND11_MODULE(_core, m) {
+  using namespace fasdiff;
+  m.doc() = "The FaSDiff-Edge C++ core: frequency split, noise, integer entropy coding.";
+
+  py::register_exception<StreamError>(m, "StreamError", PyExc_ValueError);
+
+  m.def("split_bands", &SplitBandsPy, py::arg("image"));
+  m.def("merge_bands", &MergeBandsPy, py::arg("bands"), py::arg("height"), py::arg("width"));
+  m.def("noise", &NoisePy, py::arg("seed"), py::arg("count"));
+  m.def("parse_header", &ParseHeaderPy, py::arg("data"));
+
+  py::class_<EntropyModel>(m, "EntropyModel")
+      .def(py::init(&ParseModelPy), py::arg("data"))
+      .def_readonly("num_s", &EntropyModel::num_s)
+      .def_readonly("num_z", &EntropyModel::num_z)
+      .def_readonly("num_y", &EntropyModel::num_y)
+      .def_readonly("num_q", &EntropyModel::num_q)
+      .def_readonly("num_groups", &EntropyModel::num_groups)
+      .def_readonly("num_scales", &EntropyModel::num_scales)
+      .def_property_readonly("num_tables", [](const EntropyModel& e) { return e.tables.size(); })
+      .def_property_readonly("group_sizes",
+                             [](const EntropyModel& e) {
+                               return std::vector<int>(e.group_size, e.group_size + e.num_groups);
+                             })
+      .def_property_readonly("step",
+                             [](const EntropyModel& e) { return QuantiserTable(e, e.step); })
+      .def_property_readonly("gain",
+                             [](const EntropyModel& e) { return QuantiserTable(e, e.gain); })
+      .def("encode", &EncodePy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
+      .def("decode", &DecodePy, py::arg("payload"), py::arg("q"), py::arg("hy"), py::arg("wy"),
+           py::arg("truncated_ok") = false)
+      .def("part_bits", &PartBitsPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
+      .def("indexes", &IndexesPy, py::arg("z"), py::arg("y"), py::arg("q"));
+
+  m.def("range_encode", &RangeEncodePy, py::arg("symbols"), py::arg("table_indexes"),
+        py::arg("model"));
+  m.def("range_decode", &RangeDecodePy, py::arg("payload"), py::arg("table_indexes"),
+        py::arg("model"));
+}

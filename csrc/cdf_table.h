@@ -1,0 +1,55 @@
+// Integer CDF tables: `cdf` starts at 0, ends at 65536, strictly increasing. The last interval is
+// the escape, followed by an Exp-Golomb code (order 0) of the distance past the table's ends.
+#ifndef FASDIFF_CSRC_CDF_TABLE_H_
+#define FASDIFF_CSRC_CDF_TABLE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "range_coder.h"
+#include "status.h"
+
+namespace fasdiff {
+
+constexpr int kMaxRegularSymbols = 1024;
+constexpr int kMaxEscapePrefix = 18;
+constexpr int32_t kMinSymbol = -32768;
+constexpr int32_t kMaxSymbol = 32767;
+
+struct CdfTable {
+  int32_t offset = 0;         // The smallest regular value.
+  int32_t num_regular = 0;    // Regular values offset .. offset + num_regular - 1.
+  std::vector<uint32_t> cdf;  // [num_regular + 2].
+
+  uint32_t Frequency(int32_t index) const {
+    const size_t i = static_cast<size_t>(index);
+    return cdf[i + 1] - cdf[i];
+  }
+};
+
+// Fills *table from num_regular + 1 frequencies (the last is the escape's).
+// kModelBadTable, kModelBadTableSum.
+Status MakeCdfTable(int32_t offset, int32_t num_regular, const uint16_t* frequencies,
+                    CdfTable* table);
+
+// A value outside the regular ones as the number that the escape code carries:
+// 2 * (distance above the top) or 2 * (distance below the bottom) + 1, from 0.
+// REQUIRES: |value| < 2^17, which every symbol minus every base satisfies.
+uint32_t EscapeNumber(const CdfTable& table, int32_t value);
+
+// The number of prefix zeros of `number` in the escape code; it takes 2 * prefix + 1 bits.
+int EscapePrefix(uint32_t number);
+
+// Codes one value. REQUIRES: |value| < 2^17.
+void EncodeValue(const CdfTable& table, int32_t value, RangeEncoder* encoder);
+
+// Reads one value, |value| < 2^19. kStreamEscapeTooLong, kStreamInvalidCode, kStreamTruncated.
+Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t* value);
+
+// The regular value with the largest frequency, the smallest such value on a tie.
+int32_t MostProbableValue(const CdfTable& table);
+
+}  // namespace fasdiff
+
+#endif  // FASDIFF_CSRC_CDF_TABLE_H_

@@ -1,0 +1,73 @@
+// Latents <-> payload under an EntropyModel. Integers only: the same bytes on every device.
+//
+// Order in the one range-coded stream: the components of s; z channel by channel in raster order;
+// then for each group of channels of y the positions with (i + j) even and then the odd ones
+// (a "pass"), channel by channel in raster order. Each pass is predicted by its network from what
+// was decoded before it.
+//
+// Shapes: s [S], z [Cz, hz, wz], y [Cy, hy, wy], int32 and C-contiguous, with hz = ceil(hy / 4).
+#ifndef FASDIFF_CSRC_ENTROPY_CODER_H_
+#define FASDIFF_CSRC_ENTROPY_CODER_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cdf_table.h"
+#include "entropy_model.h"
+#include "status.h"
+
+namespace fasdiff {
+
+constexpr int kMaxLatentSide = 256;  // 4096 pixels / 16.
+
+struct LatentSize {
+  int hy = 0, wy = 0;
+
+  int hz() const { return (hy + 3) / 4; }
+  int wz() const { return (wy + 3) / 4; }
+  size_t y_plane() const { return static_cast<size_t>(hy) * static_cast<size_t>(wy); }
+  size_t z_plane() const { return static_cast<size_t>(hz()) * static_cast<size_t>(wz()); }
+  bool valid() const { return hy >= 1 && hy <= kMaxLatentSide && wy >= 1 && wy <= kMaxLatentSide; }
+};
+
+struct LatentsView {
+  const int32_t* s;
+  const int32_t* z;
+  const int32_t* y;
+};
+
+// Receives what is coded, in coding order: part 0 is s, 1 is z, 2 + p is pass p of y.
+class ValueSink {
+ public:
+  virtual ~ValueSink() = default;
+  virtual void Put(int part, const CdfTable& table, int32_t value) = 0;
+};
+
+// Walks the latents in coding order. The sink is called only if every symbol is in range.
+// kBadLatentShape, kBadQuality, kSymbolOutOfRange.
+Status VisitValues(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
+                   ValueSink* sink);
+
+// Codes the latents. Errors as VisitValues.
+Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
+                     std::vector<uint8_t>* payload);
+
+// Reads the latents back into s, z and y, all of which are overwritten on success. Time and memory
+// are bounded by the model and `size`, whatever the payload says.
+//
+// With `truncated_ok` a payload that was cut still gives kOk: what its bytes do not determine is
+// filled in: s and z with the most probable symbol, y with the predicted mean.
+//
+// kBadLatentShape, kBadQuality and the kStream... statuses.
+Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t payload_size,
+                     LatentSize size, int q, bool truncated_ok, int32_t* s, int32_t* z, int32_t* y);
+
+// What a decoder uses for each symbol of y: base and table are [Cy, hy, wy] like y.
+// kBadLatentShape, kBadQuality, kSymbolOutOfRange.
+Status PredictIndexes(const EntropyModel& model, const int32_t* z, const int32_t* y,
+                      LatentSize size, int q, int32_t* base, uint16_t* table);
+
+}  // namespace fasdiff
+
+#endif  // FASDIFF_CSRC_ENTROPY_CODER_H_

@@ -1,0 +1,219 @@
+#include "entropy_model.h"
+
+#include <cstring>
+#include <utility>
+
+namespace fasdiff {
+namespace {
+
+constexpr uint8_t kMagic[8] = {'F', 'S', 'D', 'E', 'M', 0, 0, 1};
+constexpr int32_t kStepLimit = 1 << 24;
+constexpr int32_t kGainLimit = 1 << 20;
+constexpr int kMaxActivation = 127;  // Of contexts, z and the quality plane.
+
+// Little-endian reads that stop at the end: a short read gives zero and clears ok().
+class ByteReader {
+ public:
+  ByteReader(const uint8_t* data, size_t size) : data_(data), left_(size) {}
+
+  bool ok() const { return ok_; }
+  size_t left() const { return left_; }
+
+  const uint8_t* Take(size_t size) {
+    if (size > left_) {
+      ok_ = false;
+      left_ = 0;
+      return nullptr;
+    }
+    const uint8_t* at = data_;
+    data_ += size;
+    left_ -= size;
+    return at;
+  }
+
+  uint32_t U(size_t size) {
+    const uint8_t* at = Take(size);
+    uint32_t value = 0;
+    for (size_t i = 0; at != nullptr && i < size; ++i) value |= uint32_t{at[i]} << (8 * i);
+    return value;
+  }
+  int U8() { return static_cast<int>(U(1)); }
+  int U16() { return static_cast<int>(U(2)); }
+  uint32_t U32() { return U(4); }
+  int16_t I16() { return static_cast<int16_t>(static_cast<uint16_t>(U(2))); }
+  int32_t I32() { return static_cast<int32_t>(U(4)); }
+
+ private:
+  const uint8_t* data_;
+  size_t left_;
+  bool ok_ = true;
+};
+
+bool InRange(int value, int lo, int hi) { return value >= lo && value <= hi; }
+
+Status ParseCounts(ByteReader* in, EntropyModel* m) {
+  const uint8_t* magic = in->Take(sizeof(kMagic));
+  if (magic == nullptr) return Status::kModelTruncated;
+  if (std::memcmp(magic, kMagic, sizeof(kMagic)) != 0) return Status::kModelBadMagic;
+  m->num_s = in->U16();
+  m->num_z = in->U16();
+  m->num_y = in->U16();
+  m->num_features = in->U16();
+  m->num_groups = in->U16();
+  if (!in->ok()) return Status::kModelTruncated;
+  if (!InRange(m->num_s, 0, 256) || !InRange(m->num_z, 1, 256) || !InRange(m->num_y, 1, 512) ||
+      !InRange(m->num_features, 1, 256) || !InRange(m->num_groups, 1, kMaxGroups)) {
+    return Status::kModelBadCounts;
+  }
+  int sum = 0;
+  bool empty_group = false;
+  for (int g = 0; g < m->num_groups; ++g) {
+    m->group_size[g] = in->U16();
+    sum += m->group_size[g];
+    empty_group = empty_group || m->group_size[g] == 0;
+  }
+  m->num_q = in->U16();
+  m->num_scales = in->U16();
+  m->ctx_shift = in->U8();
+  m->mean_shift = in->U8();
+  m->scale_shift = in->U8();
+  m->z_shift = in->U8();
+  if (!in->ok()) return Status::kModelTruncated;
+  if (sum != m->num_y || empty_group) return Status::kModelBadGroups;
+  if (m->num_q != kNumQualities || !InRange(m->num_scales, 1, 256)) return Status::kModelBadCounts;
+  if (m->ctx_shift > 24 || m->mean_shift > 24 || m->scale_shift > 24 || m->z_shift > 7) {
+    return Status::kModelBadShift;
+  }
+  return Status::kOk;
+}
+
+Status ParseTables(ByteReader* in, EntropyModel* m) {
+  const uint32_t num_tables = in->U32();
+  if (!in->ok()) return Status::kModelTruncated;
+  if (num_tables < 4 * static_cast<uint32_t>(m->num_scales) || num_tables > kMaxTables) {
+    return Status::kModelBadCounts;
+  }
+  uint16_t frequencies[kMaxRegularSymbols + 1];
+  for (uint32_t t = 0; t < num_tables; ++t) {
+    const int32_t offset = in->I16();
+    const int num_regular = in->U16();
+    if (!in->ok()) return Status::kModelTruncated;
+    if (!InRange(num_regular, 1, kMaxRegularSymbols)) return Status::kModelBadTable;
+    if (in->left() < 2 * (static_cast<size_t>(num_regular) + 1)) return Status::kModelTruncated;
+    for (int i = 0; i <= num_regular; ++i) frequencies[i] = static_cast<uint16_t>(in->U16());
+    m->tables.emplace_back();
+    const Status status = MakeCdfTable(offset, num_regular, frequencies, &m->tables.back());
+    if (status != Status::kOk) return status;
+  }
+  return Status::kOk;
+}
+
+Status ParseStaticCodes(ByteReader* in, size_t num_tables, int count,
+                        std::vector<StaticCode>* codes) {
+  for (int i = 0; i < count; ++i) {
+    StaticCode code;
+    code.base = in->I16();
+    code.table = static_cast<uint16_t>(in->U16());
+    if (!in->ok()) return Status::kModelTruncated;
+    if (code.table >= num_tables) return Status::kModelBadTableReference;
+    codes->push_back(code);
+  }
+  return Status::kOk;
+}
+
+Status ParseQuantiser(ByteReader* in, EntropyModel* m) {
+  const size_t count = static_cast<size_t>(m->num_q) * static_cast<size_t>(m->num_y);
+  if (in->left() < count * (4 + 4 + 2)) return Status::kModelTruncated;
+  m->step.resize(count);
+  m->gain.resize(count);
+  m->index_offset.resize(count);
+  for (int32_t& step : m->step) {
+    step = in->I32();
+    if (step < 1 || step >= kStepLimit) return Status::kModelBadQuantiser;
+  }
+  for (int32_t& gain : m->gain) {
+    gain = in->I32();
+    if (gain < 1 || gain >= kGainLimit) return Status::kModelBadQuantiser;
+  }
+  for (int16_t& offset : m->index_offset) offset = in->I16();
+  return Status::kOk;
+}
+
+Status ParseLayer(ByteReader* in, ConvLayer* layer) {
+  const int cin = in->U16();
+  const int cout = in->U16();
+  const int k = in->U8();
+  const int shift = in->U8();
+  const int lo = in->I16();
+  const int hi = in->I16();
+  if (!in->ok()) return Status::kModelTruncated;
+  if (cin < 1 || cout < 1 || cout > kMaxChannels || (k != 1 && k != 3)) {
+    return Status::kModelBadLayer;
+  }
+  const size_t num_weights = static_cast<size_t>(cin) * static_cast<size_t>(cout * k * k);
+  const uint8_t* weight = in->Take(num_weights);
+  if (weight == nullptr || in->left() < 4 * static_cast<size_t>(cout)) {
+    return Status::kModelTruncated;
+  }
+  int32_t bias[kMaxChannels];
+  for (int o = 0; o < cout; ++o) bias[o] = in->I32();
+  return layer->Init(cin, cout, k, shift, lo, hi, reinterpret_cast<const int8_t*>(weight), bias);
+}
+
+// A network from `cin` channels with |values| <= max_input to `cout` channels (0: any number).
+Status ParseNet(ByteReader* in, int cin, int cout, int max_input, IntegerNet* net) {
+  const int num_layers = in->U16();
+  if (!in->ok()) return Status::kModelTruncated;
+  if (!InRange(num_layers, 1, kMaxLayers)) return Status::kModelBadCounts;
+  for (int l = 0; l < num_layers; ++l) {
+    ConvLayer layer;
+    Status status = ParseLayer(in, &layer);
+    if (status == Status::kOk) status = net->Append(std::move(layer));
+    if (status != Status::kOk) return status;
+  }
+  if (net->cin() != cin || (cout != 0 && net->cout() != cout)) return Status::kModelBadLayerChain;
+  return net->CheckAccumulators(max_input);
+}
+
+Status ParseNets(ByteReader* in, EntropyModel* m) {
+  Status status = ParseNet(in, m->num_z, 0, kMaxActivation, &m->h_s_z);
+  if (status != Status::kOk) return status;
+  const auto at_least_activation = [](int v) { return v > kMaxActivation ? v : kMaxActivation; };
+  status = ParseNet(in, m->h_s_z.cout() + 1, m->num_features,
+                    at_least_activation(m->h_s_z.max_output()), &m->h_s_y);
+  if (status != Status::kOk) return status;
+  const int max_input = at_least_activation(m->h_s_y.max_output());
+  m->passes.resize(2 * static_cast<size_t>(m->num_groups));
+  int cin = m->num_features;
+  for (int g = 0; g < m->num_groups; ++g) {
+    for (int h = 0; h < 2; ++h) {
+      status = ParseNet(in, cin, 2 * m->group_size[g], max_input,
+                        &m->passes[static_cast<size_t>(2 * g + h)]);
+      if (status != Status::kOk) return status;
+      if (h == 0) cin += m->group_size[g];
+    }
+  }
+  return Status::kOk;
+}
+
+}  // namespace
+
+Status ParseEntropyModel(const uint8_t* data, size_t size, EntropyModel* model) {
+  *model = EntropyModel();
+  ByteReader in(data, size);
+  Status status = ParseCounts(&in, model);
+  if (status == Status::kOk) status = ParseTables(&in, model);
+  const size_t num_tables = model->tables.size();
+  if (status == Status::kOk) {
+    status = ParseStaticCodes(&in, num_tables, model->num_s, &model->s_code);
+  }
+  if (status == Status::kOk) {
+    status = ParseStaticCodes(&in, num_tables, model->num_z, &model->z_code);
+  }
+  if (status == Status::kOk) status = ParseQuantiser(&in, model);
+  if (status == Status::kOk) status = ParseNets(&in, model);
+  if (status == Status::kOk && in.left() != 0) status = Status::kModelTrailingBytes;
+  return status;
+}
+
+}  // namespace fasdiff

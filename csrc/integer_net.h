@@ -1,0 +1,108 @@
+// Small convolution networks in integers: int8 weights, int16 activations, int32 accumulators.
+//
+//   acc = bias + sum(weight * x)                            zero padding outside the image
+//   out = clamp((acc + 2^(shift - 1)) >> shift, lo, hi)     arithmetic shift
+//
+// The order of the additions does not matter, because no partial sum can overflow (see
+// CheckAccumulator), so that scalar and vector builds give the same integers everywhere.
+//
+// Activations are channel-innermost: x[(row * width + column) * stride + channel], with stride a
+// multiple of eight, so that the inner loop is a dot product of int16 runs.
+#ifndef FASDIFF_CSRC_INTEGER_NET_H_
+#define FASDIFF_CSRC_INTEGER_NET_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "status.h"
+
+namespace fasdiff {
+
+constexpr int kMaxLayers = 8;
+constexpr int kMaxChannels = 512;
+constexpr int kMaxLayerShift = 24;
+constexpr int32_t kBiasLimit = 1 << 24;
+
+// Channels rounded up to a whole number of int16 vectors.
+constexpr int PadChannels(int channels) { return (channels + 7) & ~7; }
+
+// (v + 2^(shift - 1)) >> shift in int64, v itself for shift 0.
+// REQUIRES: 0 <= shift <= 24 and |v| < 2^62.
+constexpr int64_t RoundShift(int64_t v, int shift) {
+  return shift == 0 ? v : (v + (int64_t{1} << (shift - 1))) >> shift;
+}
+
+static_assert((-3 >> 1) == -2, "negative numbers must shift arithmetically");
+
+template <typename T>
+constexpr T Clamp(T v, T lo, T hi) {
+  return v < lo ? lo : (v > hi ? hi : v);
+}
+
+// Which positions (row i, column j) of a layer are computed.
+enum class Half { kEven = 0, kOdd = 1, kAll = 2 };  // kEven: (i + j) % 2 == 0.
+
+class ConvLayer {
+ public:
+  // Takes weight[cout][cin][k][k] and bias[cout].
+  // kModelBadLayer for sizes, shift or limits out of range; kModelBadBias.
+  Status Init(int cin, int cout, int k, int shift, int lo, int hi, const int8_t* weight,
+              const int32_t* bias);
+
+  // kModelAccumulatorTooWide unless cin * k * k * 128 * max_input + |bias| < 2^31.
+  Status CheckAccumulator(int max_input) const;
+
+  int cin() const { return cin_; }
+  int cout() const { return cout_; }
+  int k() const { return k_; }
+  // The largest magnitude that comes out.
+  int max_output() const { return -lo_ > hi_ ? -lo_ : (hi_ > 0 ? hi_ : -lo_); }
+
+  // x [height, width, x_stride] -> out [height, width, out_stride], the positions of `half` only.
+  // `patch` is scratch and grows to what it needs.
+  // REQUIRES: x_stride >= PadChannels(cin), out_stride >= cout.
+  void Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
+           int out_stride, std::vector<int16_t>* patch) const;
+
+ private:
+  const int16_t* Gather(const int16_t* x, int x_stride, int height, int width, int i, int j,
+                        int16_t* patch) const;
+  void Requantise(const int32_t* acc, int first, int16_t* out) const;
+
+  int cin_ = 0, cout_ = 0, k_ = 1, shift_ = 1, lo_ = 0, hi_ = 0;
+  int run_ = 0;                  // int16 values under the dot product: k * k * PadChannels(cin).
+  std::vector<int16_t> weight_;  // [cout rounded up to 4][k][k][PadChannels(cin)], zero-padded.
+  std::vector<int32_t> bias_;    // [cout rounded up to 4].
+};
+
+// A chain of layers.
+class IntegerNet {
+ public:
+  struct Scratch {
+    std::vector<int16_t> hidden[2];
+    std::vector<int16_t> patch;
+  };
+
+  // Appends a layer. kModelBadLayerChain if it does not take what the last one gives.
+  Status Append(ConvLayer layer);
+
+  // kModelAccumulatorTooWide if any layer can overflow when |input| <= max_input.
+  Status CheckAccumulators(int max_input) const;
+
+  int cin() const { return layers_.front().cin(); }
+  int cout() const { return layers_.back().cout(); }
+  int max_output() const { return layers_.back().max_output(); }
+
+  // As ConvLayer::Run. Hidden layers compute what the positions of `half` need and no more.
+  // REQUIRES: at least one layer.
+  void Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
+           int out_stride, Scratch* scratch) const;
+
+ private:
+  std::vector<ConvLayer> layers_;
+};
+
+}  // namespace fasdiff
+
+#endif  // FASDIFF_CSRC_INTEGER_NET_H_

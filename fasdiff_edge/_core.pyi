@@ -1,0 +1,156 @@
+"""The C++ core. Arrays must be C-contiguous and of exactly the dtype given; else ValueError."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_UInt8 = npt.NDArray[np.uint8]
+_UInt16 = npt.NDArray[np.uint16]
+_Int32 = npt.NDArray[np.int32]
+_Float32 = npt.NDArray[np.float32]
+_Float64 = npt.NDArray[np.float64]
+
+class StreamError(ValueError):
+    """A coded file is damaged; the message is the reason."""
+
+def split_bands(image: npt.NDArray[Any]) -> _Float32:
+    """Split an image into its two-level Haar bands.
+
+    Args:
+      image: uint8 RGB [H, W, 3], sides 1 to 65536; padded by reflection to multiples of 16.
+    Returns:
+      float32 [48, H'/4, W'/4] for the padded size H' x W': ll2, hl2, lh2, hh2 with three colours
+      each, then level 1 unshuffled 2x2; orthonormal.
+    Raises:
+      ValueError: not uint8, not three channels, not C-contiguous, or empty.
+    """
+
+def merge_bands(bands: npt.NDArray[Any], height: int, width: int) -> _UInt8:
+    """Put bands back together; inverts split_bands exactly.
+
+    Args:
+      bands: float32 [48, H'/4, W'/4].
+      height, width: size of the image in pixels; H' and W' are these rounded up to 16.
+    Returns:
+      uint8 RGB [height, width, 3], rounded half to even and clamped; NaN gives 0.
+    Raises:
+      ValueError: wrong dtype or layout, or the bands do not fit height and width.
+    """
+
+def noise(seed: int, count: int) -> _Float32:
+    """Return float32 [count] of unit-normal noise; sample i depends on seed and i only.
+
+    Raises:
+      ValueError: seed outside 0..2^32 - 1, or count negative.
+    """
+
+def parse_header(data: bytes) -> tuple[int, int, int, int, int, int]:
+    """Read and check the 12-byte header of a whole file, CRC included.
+
+    Returns:
+      (version, scale, model id, width, height, quality in quarter steps).
+    Raises:
+      StreamError: with the reason.
+    """
+
+def range_encode(
+    symbols: npt.NDArray[Any], table_indexes: npt.NDArray[Any], model: EntropyModel
+) -> bytes:
+    """Code int32 symbols [n], each with the model's table that uint16 table_indexes [n] names.
+
+    Raises:
+      ValueError: wrong dtype or shape, a symbol outside -32768..32767, or no such table.
+    """
+
+def range_decode(payload: bytes, table_indexes: npt.NDArray[Any], model: EntropyModel) -> _Int32:
+    """Read back int32 [n] of range_encode.
+
+    Raises:
+      ValueError: wrong dtype or shape, or no such table.
+      StreamError: the payload is damaged, too short or too long.
+    """
+
+class EntropyModel:
+    """The integer entropy model of one latent space. Immutable, hence thread-safe."""
+
+    def __init__(self, data: bytes) -> None:
+        """Parse the contents of an entropy_model.bin.
+
+        Raises:
+          ValueError: malformed, with the reason.
+        """
+
+    @property
+    def num_s(self) -> int:
+        """Components of s."""
+    @property
+    def num_z(self) -> int:
+        """Channels of z."""
+    @property
+    def num_y(self) -> int:
+        """Channels of y."""
+    @property
+    def num_q(self) -> int:
+        """Qualities in quarter steps: 253."""
+    @property
+    def num_groups(self) -> int:
+        """Channel groups of y; two passes each."""
+    @property
+    def group_sizes(self) -> list[int]:
+        """Channels of each group."""
+    @property
+    def num_scales(self) -> int:
+        """Scales of y's tables; four tables each, one per quarter of a symbol."""
+    @property
+    def num_tables(self) -> int:
+        """Tables in all, those of s and z included."""
+    @property
+    def step(self) -> _Int32:
+        """int32 [num_q, num_y], Q12: y units per symbol. A copy."""
+    @property
+    def gain(self) -> _Int32:
+        """int32 [num_q, num_y], Q8: symbols per y unit. A copy."""
+
+    def encode(
+        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
+    ) -> bytes:
+        """Code latents into a payload.
+
+        Args:
+          s: int32 [num_s].
+          z: int32 [num_z, ceil(hy / 4), ceil(wy / 4)].
+          y: int32 [num_y, hy, wy], sides 1 to 256.
+          q: quality in quarter steps, 0..252.
+        Raises:
+          ValueError: wrong dtype, shape or quality, or a symbol outside -32768..32767.
+        """
+
+    def decode(
+        self, payload: bytes, q: int, hy: int, wy: int, truncated_ok: bool = False
+    ) -> tuple[_Int32, _Int32, _Int32]:
+        """Read (s, z, y) back, shaped as encode takes them.
+
+        With truncated_ok, what a cut payload does not determine is filled in: s and z with the
+        most probable symbol, y with the predicted mean.
+
+        Raises:
+          ValueError: quality or latent size out of range.
+          StreamError: the payload is damaged, too short (unless truncated_ok) or too long.
+        """
+
+    def part_bits(
+        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
+    ) -> _Float64:
+        """Ideal bits of s, of z and of each pass of y: float64 [2 + 2 * num_groups].
+
+        Raises:
+          ValueError: as encode.
+        """
+
+    def indexes(self, z: npt.NDArray[Any], y: npt.NDArray[Any], q: int) -> tuple[_Int32, _UInt16]:
+        """What a decoder uses for each symbol of y: (base, table), both shaped like y.
+
+        Raises:
+          ValueError: as encode.
+        """

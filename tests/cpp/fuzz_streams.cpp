@@ -1,0 +1,212 @@
+// Damaged files, with and without a checksum that fits: nothing may crash, hang or read elsewhere.
+//   fuzz_streams tests/vectors/v1 [mutants]
+//
+// Even mutants keep the old CRC and may be damaged anywhere: every one must be refused by the
+// header. Odd ones have the payload, the size, the scale or the quality changed and the CRC
+// recomputed: every one must reach the entropy decoder. Both counts are checked. Meant to run under
+// AddressSanitizer and UBSan.
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "bitstream_header.h"
+#include "check.h"
+#include "entropy_coder.h"
+#include "entropy_model.h"
+#include "golden.h"
+#include "latents.h"
+#include "random.h"
+
+namespace fasdiff {
+namespace testing {
+namespace {
+
+constexpr int kMaxSide = 256;  // Of most images, in pixels.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr long kMaxMegabytes = 1024;  // AddressSanitizer keeps what was freed.
+#else
+constexpr long kMaxMegabytes = 64;
+#endif
+
+struct Tally {
+  long mutants = 0;
+  long resealed = 0;  // Mutants with a CRC that fits.
+  long refused_by_header = 0;
+  long reached_decoder = 0;
+  long decoded = 0;
+  long decoded_truncated = 0;
+};
+
+void Damage(Random* random, size_t first, Bytes* bytes) {
+  const int edits = random->Int(1, 4);
+  for (int e = 0; e < edits; ++e) {
+    const size_t span = bytes->size() - first;
+    switch (random->Int(0, 6)) {
+      case 0:  // Flip a bit.
+        if (span > 0) (*bytes)[first + random->Index(span)] ^= 1 << random->Int(0, 7);
+        break;
+      case 1:  // Overwrite a byte.
+        if (span > 0) (*bytes)[first + random->Index(span)] = random->Byte();
+        break;
+      case 2:  // Cut the end.
+        bytes->resize(first + (span > 0 ? random->Index(span) : 0));
+        break;
+      case 3: {  // Insert bytes.
+        const int count = random->Int(1, 9);
+        for (int i = 0; i < count; ++i) {
+          const size_t at = first + random->Index(bytes->size() - first + 1);
+          bytes->insert(bytes->begin() + static_cast<ptrdiff_t>(at), random->Byte());
+        }
+        break;
+      }
+      case 4:  // Remove a byte.
+        if (span > 0) {
+          bytes->erase(bytes->begin() + static_cast<ptrdiff_t>(first + random->Index(span)));
+        }
+        break;
+      case 5: {  // A run of equal bytes, the kind that carries and escapes feed on.
+        const uint8_t value = random->Int(0, 1) == 0 ? 0x00 : 0xFF;
+        for (size_t i = first + (span > 0 ? random->Index(span) : 0); i < bytes->size(); ++i) {
+          (*bytes)[i] = value;
+        }
+        break;
+      }
+      default: {  // Random bytes from here on.
+        bytes->resize(first + (span > 0 ? random->Index(span) : 0));
+        const int count = random->Int(0, 400);
+        for (int i = 0; i < count; ++i) bytes->push_back(random->Byte());
+        break;
+      }
+    }
+  }
+}
+
+void SetSize(int width, int height, Bytes* file) {
+  (*file)[4] = static_cast<uint8_t>((width - 1) >> 4);
+  (*file)[5] = static_cast<uint8_t>((width - 1) << 4 | (height - 1) >> 8);
+  (*file)[6] = static_cast<uint8_t>(height - 1);
+}
+
+void Reseal(Bytes* file) {
+  const uint32_t crc =
+      Crc32(file->data() + kHeaderSize, file->size() - kHeaderSize, Crc32(file->data(), 8, 0));
+  for (size_t i = 0; i < 4; ++i) (*file)[8 + i] = static_cast<uint8_t>(crc >> (24 - 8 * i));
+}
+
+// Changes what a checksum that fits lets through: payload, size, scale, quality.
+void DamageBehindHeader(Random* random, bool huge, Bytes* file) {
+  const int kind = random->Int(0, 7);
+  if (kind != 0) Damage(random, kHeaderSize, file);
+  if (kind <= 2) SetSize(random->Int(1, kMaxSide), random->Int(1, kMaxSide), file);
+  if (kind == 1 || kind == 3) (*file)[7] = static_cast<uint8_t>(random->Int(0, 252));
+  if (kind == 2 || kind == 4) (*file)[1] = static_cast<uint8_t>(0x10 | random->Int(0, 3) << 2);
+  if (huge) {  // As large as a version 1 file can be.
+    SetSize(4096, 4096, file);
+    (*file)[1] = 0x14;
+  }
+  Reseal(file);
+}
+
+void DecodeMutant(const EntropyModel& model, const Bytes& file, const FileHeader& header,
+                  bool truncated_ok, Tally* tally) {
+  const LatentSize size = header.latent_size();
+  const uint8_t* payload = file.data() + kHeaderSize;
+  const size_t payload_size = file.size() - kHeaderSize;
+  Latents latents(model, size);
+  ++tally->reached_decoder;
+  const Status status = Decode(model, payload, payload_size, size, header.quality, false, &latents);
+  CHECK(status == Status::kOk || IsStreamError(status));
+  if (truncated_ok && status != Status::kOk) {
+    const Status lenient =
+        Decode(model, payload, payload_size, size, header.quality, true, &latents);
+    CHECK(lenient == Status::kOk || IsStreamError(lenient));
+    if (lenient == Status::kOk) {
+      ++tally->decoded_truncated;
+      CHECK(InRange(latents));
+    }
+  }
+  if (status != Status::kOk) return;
+  ++tally->decoded;
+  CHECK(InRange(latents));
+  // What was read can be written, and reads the same.
+  Bytes again;
+  Latents second(model, size);
+  CHECK(EncodeLatents(model, latents.view(), size, header.quality, &again) == Status::kOk);
+  CHECK(again.size() <= payload_size + 2);
+  CHECK(Decode(model, again.data(), again.size(), size, header.quality, false, &second) ==
+        Status::kOk);
+  CHECK(latents == second);
+}
+
+void Fuzz(const EntropyModel& model, const Golden& golden, long mutants, Tally* tally) {
+  Random random(20240607);
+  while (tally->mutants < mutants) {
+    const GoldenStream& stream = golden.streams[random.Index(golden.streams.size())];
+    Bytes file = stream.file;
+    const bool reseal = tally->mutants % 2 == 1;
+    if (reseal) {
+      const bool huge = tally->mutants % 5000 == 1;
+      DamageBehindHeader(&random, huge, &file);
+    } else {
+      Damage(&random, 0, &file);
+    }
+    if (file == stream.file) continue;  // Not a mutant: edits undid each other.
+    ++tally->mutants;
+    tally->resealed += reseal;
+    FileHeader header;
+    const Status status = ParseFileHeader(file.data(), file.size(), &header);
+    CHECK(status == Status::kOk || IsStreamError(status));
+    if (status != Status::kOk) {
+      ++tally->refused_by_header;
+      continue;
+    }
+    DecodeMutant(model, file, header, random.Int(0, 3) == 0, tally);
+  }
+}
+
+long PeakMegabytes() {
+  rusage usage;
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss / 1024 : 0;
+}
+
+}  // namespace
+}  // namespace testing
+}  // namespace fasdiff
+
+int main(int argc, char** argv) {
+  using namespace fasdiff;
+  using namespace fasdiff::testing;
+  if (argc < 2 || argc > 3) {
+    std::fprintf(stderr, "usage: %s DIRECTORY [MUTANTS]\n", argv[0]);
+    return 2;
+  }
+  const long mutants = argc == 3 ? std::atol(argv[2]) : 20000;
+  const Golden golden = LoadGolden(argv[1]);
+  EntropyModel model;
+  const Status parsed = ParseEntropyModel(golden.model.data(), golden.model.size(), &model);
+  CHECK(mutants >= 2 && mutants % 2 == 0);
+  CHECK(parsed == Status::kOk);
+  CHECK(!golden.streams.empty());
+  Tally tally;
+  if (parsed == Status::kOk && !golden.streams.empty()) Fuzz(model, golden, mutants, &tally);
+  const long megabytes = PeakMegabytes();
+  std::printf(
+      "%ld mutants\n"
+      "%ld with the old checksum, %ld refused by the header\n"
+      "%ld with a new checksum, %ld reached the entropy decoder\n"
+      "%ld of these decoded, %ld more as truncated\n"
+      "%ld MB at the peak\n",
+      tally.mutants, tally.mutants - tally.resealed, tally.refused_by_header, tally.resealed,
+      tally.reached_decoder, tally.decoded, tally.decoded_truncated, megabytes);
+  CHECK(tally.mutants == mutants);
+  CHECK(tally.resealed == mutants / 2);
+  CHECK(tally.reached_decoder == tally.resealed);
+  CHECK(tally.refused_by_header == mutants - tally.resealed);
+  CHECK(tally.decoded > 0 && tally.decoded < tally.reached_decoder);
+  CHECK(tally.decoded_truncated > 0);
+  CHECK(megabytes > 0 && megabytes < kMaxMegabytes);
+  return Finish("fuzz_streams");
+}

@@ -1,0 +1,46 @@
+// Owned latents, and the calls on them that the test programs share.
+#ifndef FASDIFF_TESTS_CPP_LATENTS_H_
+#define FASDIFF_TESTS_CPP_LATENTS_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "entropy_coder.h"
+#include "entropy_model.h"
+
+namespace fasdiff {
+namespace testing {
+
+struct Latents {
+  std::vector<int32_t> s, z, y;
+
+  Latents(const EntropyModel& model, LatentSize size)
+      : s(model.s_code.size()),
+        z(model.z_code.size() * size.z_plane()),
+        y(static_cast<size_t>(model.num_y) * size.y_plane()) {}
+
+  LatentsView view() const { return {s.data(), z.data(), y.data()}; }
+  bool operator==(const Latents& other) const {
+    return s == other.s && z == other.z && y == other.y;
+  }
+};
+
+inline Status Decode(const EntropyModel& model, const uint8_t* payload, size_t payload_size,
+                     LatentSize size, int q, bool truncated_ok, Latents* out) {
+  return DecodeLatents(model, payload, payload_size, size, q, truncated_ok, out->s.data(),
+                       out->z.data(), out->y.data());
+}
+
+inline bool InRange(const Latents& latents) {
+  for (const std::vector<int32_t>* part : {&latents.s, &latents.z, &latents.y}) {
+    for (const int32_t v : *part) {
+      if (v < kMinSymbol || v > kMaxSymbol) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace testing
+}  // namespace fasdiff
+
+#endif  // FASDIFF_TESTS_CPP_LATENTS_H_

@@ -1,0 +1,574 @@
+"""Slow, readable twins of the C++ core, written from docs/bitstream.md.
+
+Python integers, numpy int64 and float64 only; nothing here looks at the package. Also what the
+tests need to make models and files: `random_model`, `serialise`, `pack_file`.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
+Float = NDArray[np.float64]
+
+NUM_Q = 253
+SQRT3, SQRT2, SQRT6 = math.sqrt(3), math.sqrt(2), math.sqrt(6)
+COLOURS = np.array(
+    [
+        [1 / SQRT3, 1 / SQRT3, 1 / SQRT3],
+        [1 / SQRT2, 0, -1 / SQRT2],
+        [1 / SQRT6, -2 / SQRT6, 1 / SQRT6],
+    ]
+)
+
+
+# -- frequency split -------------------------------------------------------------------------------
+def haar(x: Float) -> tuple[Float, Float, Float, Float]:
+    """One level on [..., 2h, 2w]: (ll, hl, lh, hh), each [..., h, w]."""
+    a, b = x[..., 0::2, 0::2], x[..., 0::2, 1::2]
+    c, d = x[..., 1::2, 0::2], x[..., 1::2, 1::2]
+    return (a + b + c + d) / 2, (a - b + c - d) / 2, (a + b - c - d) / 2, (a - b - c + d) / 2
+
+
+def inverse_haar(ll: Float, hl: Float, lh: Float, hh: Float) -> Float:
+    x = np.zeros((*ll.shape[:-2], 2 * ll.shape[-2], 2 * ll.shape[-1]))
+    x[..., 0::2, 0::2] = (ll + hl + lh + hh) / 2
+    x[..., 0::2, 1::2] = (ll - hl + lh - hh) / 2
+    x[..., 1::2, 0::2] = (ll + hl - lh - hh) / 2
+    x[..., 1::2, 1::2] = (ll - hl - lh + hh) / 2
+    return x
+
+
+def pad(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, -height % 16), (0, -width % 16), (0, 0)), mode="symmetric")
+
+
+def split_bands(image: NDArray[np.uint8]) -> Float:
+    """uint8 RGB [H, W, 3] -> float64 [48, H'/4, W'/4]."""
+    p = (pad(image).astype(np.float64) - 127.5) / 127.5
+    colours = np.einsum("cr,hwr->chw", COLOURS, p)
+    ll1, *level1 = haar(colours)
+    level2 = haar(ll1)
+    height, width = level2[0].shape[1:]
+    bands = list(level2)
+    for band in level1:
+        blocks = band.reshape(3, height, 2, width, 2).transpose(0, 2, 4, 1, 3)
+        bands.append(blocks.reshape(12, height, width))
+    return np.concatenate(bands)
+
+
+def merge_values(bands: NDArray[np.floating], height: int, width: int) -> Float:
+    """[48, h, w] -> float64 [height, width, 3] before clamping and rounding."""
+    bands = bands.astype(np.float64)
+    _, h, w = bands.shape
+    ll1 = inverse_haar(bands[0:3], bands[3:6], bands[6:9], bands[9:12])
+    level1 = [
+        bands[first : first + 12]
+        .reshape(3, 2, 2, h, w)
+        .transpose(0, 3, 1, 4, 2)
+        .reshape(3, 2 * h, 2 * w)
+        for first in (12, 24, 36)
+    ]
+    colours = inverse_haar(ll1, level1[0], level1[1], level1[2])
+    rgb = np.einsum("cr,chw->hwr", COLOURS, colours)
+    return (rgb * 127.5 + 127.5)[:height, :width]
+
+
+# -- noise -----------------------------------------------------------------------------------------
+NOISE_TABLE = [round(4096 * NormalDist().inv_cdf((t + 0.5) / 256)) for t in range(256)]
+
+
+def noise(seed: int, count: int) -> NDArray[np.float32]:
+    mask = (1 << 64) - 1
+    sums = []
+    for i in range(count):
+        x = (i * 0x9E3779B97F4A7C15 + (seed + 1) * 0xD1B54A32D192ED03) & mask
+        x = ((x ^ x >> 30) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ x >> 27) * 0x94D049BB133111EB) & mask
+        x = x ^ x >> 31
+        sums.append(NOISE_TABLE[x >> 56] + NOISE_TABLE[x >> 48 & 255])
+    return np.array(sums, np.float32) * np.float32(1 / (4096 * SQRT2))
+
+
+# -- range coder: one big integer for the whole message --------------------------------------------
+class RangeEncoder:
+    """The message is a number of as many bytes as it takes; carries are the integer's own."""
+
+    def __init__(self) -> None:
+        self.low, self.range, self.shifted = 0, 1 << 48, 0
+
+    def encode(self, start: int, frequency: int) -> None:
+        unit = self.range >> 16
+        self.low += unit * start
+        self.range = unit * frequency
+        while self.range <= 1 << 40:
+            self.low <<= 8
+            self.range <<= 8
+            self.shifted += 1
+
+    def finish(self) -> bytes:
+        size = self.shifted + 6
+        value = self.low
+        for zero_bytes in range(size + 1):  # the most trailing zero bytes that the interval holds
+            unit = 1 << 8 * zero_bytes
+            rounded = -(-self.low // unit) * unit
+            if rounded < self.low + self.range:
+                value = rounded
+        payload = value.to_bytes(size, "big")
+        while payload.endswith(b"\0") and len(payload) > max(0, self.shifted - 2):
+            payload = payload[:-1]
+        return payload
+
+
+class RangeDecoder:
+    """Keeps the interval as a whole and compares it with the whole message."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.low, self.range, self.shifted = 0, 1 << 48, 0
+
+    def target(self) -> int:
+        taken = self.shifted + 6
+        message = int.from_bytes(self.payload[:taken].ljust(taken, b"\0"), "big")
+        return (message - self.low) // (self.range >> 16)
+
+    def consume(self, start: int, frequency: int) -> None:
+        unit = self.range >> 16
+        self.low += unit * start
+        self.range = unit * frequency
+        while self.range <= 1 << 40:
+            self.low <<= 8
+            self.range <<= 8
+            self.shifted += 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Frequencies of the regular values offset, offset + 1, ..., then of the escape."""
+
+    offset: int
+    frequencies: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.frequencies) - 1
+
+    @property
+    def cdf(self) -> list[int]:
+        return [0, *np.cumsum(self.frequencies).tolist()]
+
+
+def escape_number(table: Table, value: int) -> int:
+    end = table.offset + table.count
+    return 2 * (value - end) if value >= end else 2 * (table.offset - 1 - value) + 1
+
+
+def encode_value(coder: RangeEncoder, table: Table, value: int) -> None:
+    index = value - table.offset
+    regular = 0 <= index < table.count
+    i = index if regular else table.count
+    coder.encode(table.cdf[i], table.frequencies[i])
+    if not regular:
+        code = bin(escape_number(table, value) + 1)[2:]
+        for bit in "0" * (len(code) - 1) + code:
+            coder.encode(int(bit) * 32768, 32768)
+
+
+def decode_value(coder: RangeDecoder, table: Table) -> int:
+    def bit() -> int:
+        value = coder.target() >> 15
+        coder.consume(value * 32768, 32768)
+        return value
+
+    cdf = table.cdf
+    i = bisect_right(cdf, coder.target()) - 1
+    coder.consume(cdf[i], table.frequencies[i])
+    if i < table.count:
+        return table.offset + i
+    zeros = 0
+    while bit() == 0:
+        zeros += 1
+    code = 1
+    for _ in range(zeros):
+        code = 2 * code + bit()
+    e = code - 1
+    return table.offset + table.count + e // 2 if e % 2 == 0 else table.offset - 1 - e // 2
+
+
+def value_bits(table: Table, value: int) -> float:
+    """Ideal bits of one value."""
+    index = value - table.offset
+    if 0 <= index < table.count:
+        return 16 - math.log2(table.frequencies[index])
+    escape = 2 * (escape_number(table, value) + 1).bit_length() - 1
+    return 16 - math.log2(table.frequencies[-1]) + escape
+
+
+# -- the integer entropy model ---------------------------------------------------------------------
+@dataclass
+class Layer:
+    """weight int64 [cout, cin, k, k], bias int64 [cout]."""
+
+    weight: Int
+    bias: Int
+    shift: int
+    lo: int
+    hi: int
+
+
+@dataclass
+class Model:
+    """What entropy_model.bin holds; names as in docs/bitstream.md."""
+
+    num_s: int
+    num_z: int
+    num_y: int
+    num_features: int
+    group_sizes: list[int]
+    num_scales: int
+    ctx_shift: int
+    mean_shift: int
+    scale_shift: int
+    z_shift: int
+    tables: list[Table]
+    s_code: list[tuple[int, int]]  # (base, table)
+    z_code: list[tuple[int, int]]
+    step: Int  # [253, Cy]
+    gain: Int
+    index_offset: Int
+    nets: list[list[Layer]]  # h_s_z, h_s_y, pass 0, ...
+
+
+def serialise(model: Model) -> bytes:
+    """The bytes of entropy_model.bin."""
+    groups = model.group_sizes
+    out = b"FSDEM\0\0\1"
+    out += struct.pack(
+        "<5H", model.num_s, model.num_z, model.num_y, model.num_features, len(groups)
+    )
+    out += struct.pack(f"<{len(groups)}H", *groups)
+    out += struct.pack("<2H", len(model.step), model.num_scales)
+    out += struct.pack("<4B", model.ctx_shift, model.mean_shift, model.scale_shift, model.z_shift)
+    out += struct.pack("<I", len(model.tables))
+    for table in model.tables:
+        out += struct.pack("<hH", table.offset, table.count)
+        out += struct.pack(f"<{table.count + 1}H", *table.frequencies)
+    for base, index in model.s_code + model.z_code:
+        out += struct.pack("<hH", base, index)
+    out += model.step.astype("<i4").tobytes() + model.gain.astype("<i4").tobytes()
+    out += model.index_offset.astype("<i2").tobytes()
+    for net in model.nets:
+        out += struct.pack("<H", len(net))
+        for layer in net:
+            cout, cin, k, _ = layer.weight.shape
+            assert (np.abs(2 * layer.weight + 1) <= 255).all(), "int8"
+            out += struct.pack("<2H2B2h", cin, cout, k, layer.shift, layer.lo, layer.hi)
+            out += layer.weight.astype("i1").tobytes() + layer.bias.astype("<i4").tobytes()
+    return out
+
+
+def round_shift(v: Int, n: int) -> Int:
+    return v if n == 0 else (v + (1 << (n - 1))) >> n
+
+
+def run_layer(layer: Layer, x: Int) -> Int:
+    """int64 [cin, H, W] -> [cout, H, W]."""
+    k = layer.weight.shape[2]
+    _, height, width = x.shape
+    padded = np.pad(x, ((0, 0), (k // 2, k // 2), (k // 2, k // 2)))
+    acc = np.zeros((len(layer.bias), height, width), np.int64) + layer.bias[:, None, None]
+    for a in range(k):
+        for b in range(k):
+            window = padded[:, a : a + height, b : b + width]
+            acc += np.einsum("oc,chw->ohw", layer.weight[:, :, a, b], window)
+    assert np.abs(acc).max() < 2**31
+    return np.clip((acc + (1 << (layer.shift - 1))) >> layer.shift, layer.lo, layer.hi)
+
+
+def run_net(net: list[Layer], x: Int) -> Int:
+    for layer in net:
+        x = run_layer(layer, x)
+    return x
+
+
+def features(model: Model, z: Int, q: int, hy: int, wy: int) -> Int:
+    """int64 [F, hy, wy]."""
+    a = np.clip(z.astype(np.int64) << model.z_shift, -127, 127)
+    u = run_net(model.nets[0], a)
+    v = u.repeat(4, axis=1).repeat(4, axis=2)[:, :hy, :wy]
+    plane = np.full((1, hy, wy), q >> 1, np.int64)
+    return run_net(model.nets[1], np.concatenate([v, plane]))
+
+
+@dataclass
+class Pass:
+    """One pass: which symbols it codes, in order, and with what.
+
+    Attributes:
+      where: (channels, rows, columns), each int64 [n], indexes into y in coding order.
+      base, table: int64 [n].
+    """
+
+    where: tuple[Int, Int, Int]
+    base: Int
+    table: Int
+
+
+def predict_pass(model: Model, f: Int, y: Int, q: int, p: int) -> Pass:
+    """Pass p, from features f and the symbols of earlier passes in y [Cy, hy, wy]."""
+    g, h = divmod(p, 2)
+    first = sum(model.group_sizes[:g])
+    size = model.group_sizes[g]
+    _, hy, wy = y.shape
+    half = np.add.outer(np.arange(hy), np.arange(wy)) % 2
+    step = model.step[q][:, None, None]
+    ctx = np.clip(round_shift(y.astype(np.int64) * step, model.ctx_shift), -127, 127)
+    inputs = [f, ctx[:first]]
+    if h == 1:
+        inputs.append(np.where(half == 0, ctx[first : first + size], 0))
+    out = run_net(model.nets[2 + p], np.concatenate(inputs))
+    channels, rows, columns = np.nonzero(np.broadcast_to(half == h, (size, hy, wy)))
+    mean = out[channels, rows, columns]
+    scale = out[size + channels, rows, columns]
+    gain = model.gain[q][first + channels]
+    offset = model.index_offset[q][first + channels]
+    m4 = np.clip(round_shift(mean * gain, model.mean_shift), -32768, 32767)
+    k = np.clip(round_shift(scale + offset, model.scale_shift), 0, model.num_scales - 1)
+    return Pass((first + channels, rows, columns), m4 >> 2, 4 * k + (m4 & 3))
+
+
+def indexes(model: Model, z: Int, y: Int, q: int) -> tuple[Int, Int]:
+    """(base, table), int64 [Cy, hy, wy]."""
+    f = features(model, z, q, *y.shape[1:])
+    base, table = np.zeros(y.shape, np.int64), np.zeros(y.shape, np.int64)
+    for p in range(2 * len(model.group_sizes)):
+        prediction = predict_pass(model, f, y, q, p)
+        base[prediction.where], table[prediction.where] = prediction.base, prediction.table
+    return base, table
+
+
+def coded_values(model: Model, s: Int, z: Int, y: Int, q: int) -> list[tuple[int, Table, int]]:
+    """Everything a payload codes, in order: (part, table, value)."""
+    out = [
+        (0, model.tables[t], int(v) - base) for v, (base, t) in zip(s, model.s_code, strict=True)
+    ]
+    for plane, (base, t) in zip(z, model.z_code, strict=True):
+        out += [(1, model.tables[t], int(v) - base) for v in plane.ravel()]
+    f = features(model, z, q, *y.shape[1:])
+    for p in range(2 * len(model.group_sizes)):
+        prediction = predict_pass(model, f, y, q, p)
+        symbols = y[prediction.where]
+        for v, base, t in zip(symbols, prediction.base, prediction.table, strict=True):
+            out.append((2 + p, model.tables[t], int(v) - int(base)))
+    return out
+
+
+def encode_latents(model: Model, s: Int, z: Int, y: Int, q: int) -> bytes:
+    coder = RangeEncoder()
+    for _, table, value in coded_values(model, s, z, y, q):
+        encode_value(coder, table, value)
+    return coder.finish()
+
+
+def decode_latents(model: Model, payload: bytes, q: int, hy: int, wy: int) -> tuple[Int, Int, Int]:
+    """(s, z, y) of a payload that is valid."""
+    coder = RangeDecoder(payload)
+    hz, wz = -(-hy // 4), -(-wy // 4)
+    s = np.array(
+        [base + decode_value(coder, model.tables[t]) for base, t in model.s_code], np.int64
+    )
+    z = np.array(
+        [
+            base + decode_value(coder, model.tables[t])
+            for base, t in model.z_code
+            for _ in range(hz * wz)
+        ],
+        np.int64,
+    ).reshape(model.num_z, hz, wz)
+    y = np.zeros((model.num_y, hy, wy), np.int64)
+    f = features(model, z, q, hy, wy)
+    for p in range(2 * len(model.group_sizes)):
+        prediction = predict_pass(model, f, y, q, p)
+        y[prediction.where] = [
+            int(base) + decode_value(coder, model.tables[t])
+            for base, t in zip(prediction.base, prediction.table, strict=True)
+        ]
+    return s, z, y
+
+
+def part_bits(model: Model, s: Int, z: Int, y: Int, q: int) -> Float:
+    """Ideal bits of each part: float64 [2 + 2G]."""
+    bits = np.zeros(2 + 2 * len(model.group_sizes))
+    for part, table, value in coded_values(model, s, z, y, q):
+        bits[part] += value_bits(table, value)
+    return bits
+
+
+# -- the file --------------------------------------------------------------------------------------
+def pack_file(
+    payload: bytes, model_id: int, width: int, height: int, quality: int, scale: int = 0
+) -> bytes:
+    """Header and payload; quality in quarter steps."""
+    front = bytes([0xFA, 1 << 4 | scale << 2]) + model_id.to_bytes(2, "big")
+    front += ((width - 1) << 12 | (height - 1)).to_bytes(3, "big") + bytes([quality])
+    return front + zlib.crc32(front + payload).to_bytes(4, "big") + payload
+
+
+# -- random models ---------------------------------------------------------------------------------
+def integer_frequencies(pmf: NDArray[np.floating]) -> tuple[int, ...]:
+    """Frequencies >= 1 that sum to 65536, close to pmf [n], which need not be normalised."""
+    n = len(pmf)
+    frequencies = 1 + np.floor(np.asarray(pmf) / np.sum(pmf) * (65536 - n)).astype(np.int64)
+    frequencies[np.argmax(frequencies)] += 65536 - frequencies.sum()
+    return tuple(frequencies.tolist())
+
+
+def laplace_table(scale: float, mean: float) -> Table:
+    """A discretised Laplace distribution with an escape for its tails."""
+    reach = max(1, math.ceil(6 * scale))
+    v = np.arange(-reach, reach + 2)
+    pmf = np.exp(-np.abs(v - mean) / scale)
+    return Table(-reach, integer_frequencies(np.append(pmf, 0.004 * pmf.sum())))
+
+
+def random_layer(
+    rng: np.random.Generator, cin: int, cout: int, k: int, lo: int, hi: int, amplitude: int = 128
+) -> Layer:
+    """Weights in the whole range of int8, a shift that brings sums back to about lo..hi."""
+    weight = rng.integers(-amplitude, amplitude, (cout, cin, k, k))
+    bias = rng.integers(-20000, 20001, cout)
+    shift = max(1, int(math.log2(math.sqrt(cin * k * k) * amplitude / 2)))
+    return Layer(weight.astype(np.int64), bias.astype(np.int64), shift, lo, hi)
+
+
+def random_model(
+    rng: np.random.Generator,
+    num_s: int = 4,
+    num_z: int = 3,
+    num_features: int = 8,
+    group_sizes: tuple[int, ...] = (3, 5),
+    num_scales: int = 16,
+    last_kernel: int = 1,
+) -> Model:
+    """A small model whose predictions vary widely.
+
+    last_kernel: 1 or 3, of the last layer of the pass networks.
+    """
+    num_y = sum(group_sizes)
+    tables = [
+        laplace_table(0.15 * 2 ** (6 * k / num_scales), frac / 4)
+        for k in range(num_scales)
+        for frac in range(4)
+    ]
+    first_static = len(tables)
+    tables += [laplace_table(1.0 + i, 0.0) for i in range(4)]
+
+    def codes(count: int) -> list[tuple[int, int]]:
+        return [
+            (int(rng.integers(-3, 4)), int(rng.integers(first_static, len(tables))))
+            for _ in range(count)
+        ]
+
+    u_channels = int(rng.integers(1, 12))
+    nets = [
+        [
+            random_layer(rng, num_z, u_channels, 3, 0, 127),
+            random_layer(rng, u_channels, u_channels, 1, -127, 127),
+        ],
+        [random_layer(rng, u_channels + 1, num_features, 3, 0, 127)],
+    ]
+    cin = num_features
+    for size in group_sizes:
+        for half in (0, 1):
+            cin += size * half
+            hidden = int(rng.integers(1, 14))
+            nets.append(
+                [
+                    random_layer(rng, cin, hidden, 3, 0, 127),
+                    random_layer(rng, hidden, hidden, 1, 0, 300),
+                    random_layer(rng, hidden, 2 * size, last_kernel, -900, 900),
+                ]
+            )
+    octaves = np.linspace(-2.5, 2.5, NUM_Q)[:, None] + rng.uniform(-0.3, 0.3, num_y)
+    return Model(
+        num_s=num_s,
+        num_z=num_z,
+        num_y=num_y,
+        num_features=num_features,
+        group_sizes=list(group_sizes),
+        num_scales=num_scales,
+        ctx_shift=9,
+        mean_shift=11,
+        scale_shift=3,
+        z_shift=3,
+        tables=tables,
+        s_code=codes(num_s),
+        z_code=codes(num_z),
+        step=np.rint(4096 * 2**-octaves).astype(np.int64),
+        gain=np.rint(256 * 2**octaves).astype(np.int64),
+        index_offset=np.rint(20 * octaves).astype(np.int64) + 60,
+        nets=nets,
+    )
+
+
+def random_latents(
+    rng: np.random.Generator, model: Model, hy: int, wy: int, spread: float = 3.0
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+    """(s, z, y), int32, Laplace-like, with a few far outliers."""
+
+    def draw(*shape: int) -> NDArray[np.int32]:
+        v = np.rint(rng.laplace(0, spread, shape))
+        far = rng.random(shape) < 0.004
+        v = np.where(far, rng.integers(-32768, 32768, shape), v)
+        return v.astype(np.int32)
+
+    return (
+        draw(model.num_s),
+        draw(model.num_z, -(-hy // 4), -(-wy // 4)),
+        draw(model.num_y, hy, wy),
+    )
+
+
+def table_model(tables: list[Table]) -> Model:
+    """The smallest model around `tables` (at least four), for tests of the coder alone."""
+    one = Layer(np.ones((1, 1, 1, 1), np.int64), np.zeros(1, np.int64), 1, -127, 127)
+
+    def layer(cin: int, cout: int) -> Layer:
+        weight = np.ones((cout, cin, 1, 1), np.int64)
+        return Layer(weight, np.zeros(cout, np.int64), 1, -127, 127)
+
+    ones = np.ones((NUM_Q, 1), np.int64)
+    return Model(
+        num_s=0,
+        num_z=1,
+        num_y=1,
+        num_features=1,
+        group_sizes=[1],
+        num_scales=1,
+        ctx_shift=0,
+        mean_shift=0,
+        scale_shift=0,
+        z_shift=0,
+        tables=tables,
+        s_code=[],
+        z_code=[(0, 0)],
+        step=ones,
+        gain=ones,
+        index_offset=0 * ones,
+        nets=[[one], [layer(2, 1)], [layer(1, 2)], [layer(2, 2)]],
+    )
+
+
+def random_table(rng: np.random.Generator, count: int) -> Table:
+    """`count` regular values anywhere in int16, frequencies over many orders of magnitude."""
+    pmf = np.exp(rng.normal(0, 3, count + 1))
+    return Table(int(rng.integers(-32768, 32768)), integer_frequencies(pmf))

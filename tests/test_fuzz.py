@@ -1,0 +1,159 @@
+"""Damaged files through the Python layer: BitstreamError with a reason, or symbols; nothing else.
+
+The large fuzz test, 20,000 mutants under AddressSanitizer and UBSan, is tests/cpp/fuzz_streams.cpp;
+`make test` runs it. This one checks that what it exercises arrives in Python as the right error.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fasdiff_edge import bitstream
+from fasdiff_edge.entropy_model import EntropyModel
+from fasdiff_edge.errors import BitstreamError, ModelError
+
+V1 = Path(__file__).resolve().parent / "vectors" / "v1"
+FILES = [
+    (V1 / stream["file"]).read_bytes()
+    for stream in json.loads((V1 / "index.json").read_text())["streams"]
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> EntropyModel:
+    return EntropyModel((V1 / "entropy_model.bin").read_bytes())
+
+
+def reseal(file: bytes) -> bytes:
+    """The file with a CRC that fits."""
+    return file[:8] + zlib.crc32(file[:8] + file[12:]).to_bytes(4, "big") + file[12:]
+
+
+def damage(rng: np.random.Generator, data: bytes) -> bytes:
+    out = bytearray(data)
+    kind = rng.integers(5)
+    at = int(rng.integers(len(out))) if out else 0
+    if kind == 0 and out:
+        out[at] ^= 1 << int(rng.integers(8))
+    elif kind == 1:
+        del out[at:]
+    elif kind == 2:
+        out[at:at] = rng.bytes(int(rng.integers(1, 20)))
+    elif kind == 3:
+        out[at:] = rng.bytes(int(rng.integers(1, 200)))
+    else:
+        out[at:] = bytes([rng.choice([0, 255])]) * (len(out) - at)
+    return bytes(out)
+
+
+def decode(model: EntropyModel, file: bytes) -> None:
+    """As a decoder does: header, then symbols."""
+    header, _, payload = bitstream.unpack(file)
+    symbols = model.decode(payload, header.quality, header.latent_size)
+    for part in (symbols.s, symbols.z, symbols.y):
+        assert part.min(initial=0) >= -32768 and part.max(initial=0) <= 32767
+
+
+def test_mutants_with_the_old_checksum_are_refused(model: EntropyModel) -> None:
+    rng = np.random.default_rng(0)
+    mutants = 0
+    while mutants < 1000:
+        original = FILES[rng.integers(len(FILES))]
+        file = damage(rng, original)
+        if file == original:
+            continue
+        mutants += 1
+        with pytest.raises(BitstreamError):
+            bitstream.unpack(file)
+
+
+def test_mutants_with_a_new_checksum_reach_the_entropy_decoder(model: EntropyModel) -> None:
+    rng = np.random.default_rng(1)
+    reasons: dict[str, int] = {}
+    decoded = 0
+    for _ in range(1000):
+        file = FILES[rng.integers(len(FILES))]
+        file = file[:7] + bytes([rng.integers(253)]) + file[8:12] + damage(rng, file[12:])
+        file = reseal(file)
+        bitstream.unpack(file)  # the header is fine: what follows is the entropy decoder's word
+        try:
+            decode(model, file)
+            decoded += 1
+        except BitstreamError as error:
+            reasons[str(error)] = reasons.get(str(error), 0) + 1
+    assert decoded + sum(reasons.values()) == 1000
+    assert decoded > 0
+    assert any("ends before" in reason for reason in reasons)
+    assert any("bytes are left" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("file", FILES, ids=len)
+def test_every_truncation_is_refused(file: bytes) -> None:
+    for size in range(len(file)):
+        with pytest.raises(BitstreamError):
+            bitstream.unpack(file[:size])
+
+
+@pytest.mark.parametrize("file", FILES[:3], ids=len)
+def test_every_bit_flip_is_refused(file: bytes) -> None:
+    for i in range(len(file)):
+        for bit in range(8):
+            with pytest.raises(BitstreamError):
+                bitstream.unpack(file[:i] + bytes([file[i] ^ 1 << bit]) + file[i + 1 :])
+
+
+def test_mutants_of_the_model_are_refused_or_work() -> None:
+    data = (V1 / "entropy_model.bin").read_bytes()
+    rng = np.random.default_rng(2)
+    refused = 0
+    for _ in range(300):
+        out = bytearray(data)
+        for _ in range(int(rng.integers(1, 4))):
+            out[int(rng.integers(len(out)))] = int(rng.integers(256))
+        try:
+            mutant = EntropyModel(bytes(out))
+        except ModelError as error:
+            assert str(error)
+            refused += 1
+            continue
+        try:
+            mutant.decode(rng.bytes(300), int(rng.integers(253)), (4, 4))
+        except BitstreamError as error:
+            assert str(error)
+    assert 0 < refused < 300
+
+
+HUGE = """
+import resource, sys
+from fasdiff_edge import bitstream
+from fasdiff_edge.entropy_model import EntropyModel
+from fasdiff_edge.errors import BitstreamError
+
+model = EntropyModel(open(sys.argv[1], "rb").read())
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for payload in (b"", b"\\x55" * 100, b"\\xff" * 100_000):
+    header = bitstream.Header(model_id=0, height=4096, width=4096, scale=1, quality=252)
+    unpacked, _, payload = bitstream.unpack(bitstream.pack(header, payload))
+    try:
+        model.decode(payload, unpacked.quality, unpacked.latent_size)
+    except BitstreamError:
+        print("refused")
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_a_huge_size_takes_little_memory() -> None:
+    """The largest size that a header can name, with next to nothing behind it."""
+    command = [sys.executable, "-c", HUGE, str(V1 / "entropy_model.bin")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    *outcomes, megabytes = result.stdout.split()
+    assert outcomes == ["refused"] * 3
+    assert int(megabytes) < 64
