@@ -1,1 +1,1 @@
-"""Training and export of the FaSDiff-Edge models. Needs the `train` extra; the runtime never imports it."""
+"""Training and export of the models; needs the `train` extra. The runtime never imports it."""

@@ -13,15 +13,21 @@ import numpy as np
 
 from export.losses import sampling_theta
 
-# How often an image of a source is drawn, relative to FairFace: the portraits teach hair, shoulders,
-# backgrounds and, above 224 pixels, real detail.
+# How often an image of a source is drawn, relative to FairFace: the portraits teach hair,
+# shoulders, backgrounds and, above 224 pixels, real detail.
 SOURCE_WEIGHT = {"fairface": 1.0, "congress": 3.0, "congress_historic": 1.5, "london": 12.0}
 POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]
 
 
 @dataclass
 class Face:
-    """One image: path, source, five landmarks [5, 2] in pixels, sharpness (dB, low is sharp), group."""
+    """One image.
+
+    Attributes:
+      landmarks: float32 [5, 2], (x, y) in pixels, in the order of POINTS.
+      sharpness: dB, low is sharp.
+      group: race and gender as the data state them.
+    """
 
     path: Path
     source: str
@@ -37,10 +43,15 @@ def read_index(root: Path, split: str) -> list[Face]:
         for row in csv.DictReader(f):
             if row["split"] != split:
                 continue
-            pts = np.array([[float(row[f"{p}_x"]), float(row[f"{p}_y"])] for p in POINTS], np.float32)
+            pts = np.array(
+                [[float(row[f"{p}_x"]), float(row[f"{p}_y"])] for p in POINTS], np.float32
+            )
             faces.append(
                 Face(
-                    root / row["file"], row["source"], pts, float(row["sharpness_db"] or 99.0),
+                    root / row["file"],
+                    row["source"],
+                    pts,
+                    float(row["sharpness_db"] or 99.0),
                     f"{row['race']} {row['gender']}".strip(),
                 )
             )
@@ -57,8 +68,8 @@ def read_rgb(path: Path) -> np.ndarray:
 class FaceSampler:
     """Random batches from a background thread.
 
-    A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B]): `whole` marks crops
-    that hold the whole face, for which `theta` cuts the aligned chip of the identity loss.
+    A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B]): `whole` marks
+    crops that hold the whole face, for which `theta` cuts the aligned chip of the identity loss.
     """
 
     def __init__(self, faces: list[Face], seed: int) -> None:
@@ -89,7 +100,9 @@ class FaceSampler:
             reach = min(h, w) / (224.0 if face.source == "fairface" else 288.0)
             target = 256.0 * max(0.6, reach) * r.uniform(0.7, 1.15)
             side = min(h, w) * min(1.0, size / target)
-            centre = np.array([r.uniform(side / 2, w - side / 2), r.uniform(side / 2, h - side / 2)])
+            centre = np.array(
+                [r.uniform(side / 2, w - side / 2), r.uniform(side / 2, h - side / 2)]
+            )
             if r.random() < 0.5:
                 centre = pts.mean(0) + r.normal(0, 0.25, 2) * side
         x0 = float(np.clip(centre[0] - side / 2, 0, w - side))

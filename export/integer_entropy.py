@@ -1,9 +1,9 @@
 """The integer entropy model, as the trainer simulates it and as the file stores it.
 
-Every value that decides a probability is an integer. In training the integers are carried in float32
-tensors whose magnitudes stay below 2^24, so that float arithmetic is exact, and gradients pass through the
-roundings (straight-through estimator). `docs/bitstream.md` defines the same arithmetic; the C++ in `csrc/`
-implements it, and a test demands equal indexes from both.
+Every value that decides a probability is an integer. In training the integers are carried in
+float32 tensors whose magnitudes stay below 2^24, so that float arithmetic is exact, and gradients
+pass through the roundings (straight-through estimator). `docs/bitstream.md` defines the same
+arithmetic; the C++ in `csrc/` implements it, and a test demands equal indexes from both.
 
 All modules here must run outside autocast: bfloat16 would corrupt the integers.
 """
@@ -104,7 +104,7 @@ class EntropyConfig:
 
 
 class EntropyModel(nn.Module):
-    """Rates and CDF indexes of s, z and y: hyper-latent features and 2 x groups checkerboard passes."""
+    """Rates and CDF indexes of s, z and y: hyper-latent features, then checkerboard passes."""
 
     def __init__(self, config: EntropyConfig | None = None) -> None:
         super().__init__()
@@ -126,7 +126,9 @@ class EntropyModel(nn.Module):
                 with torch.no_grad():
                     out.weight.mul_(0.3)
                     # start at a logistic scale of 0.35 symbols at gain 1
-                    out.bias[size:] = 2**SCALE_BITS * SCALES_PER_OCTAVE * math.log2(0.35 / SCALE_MIN)
+                    out.bias[size:] = (
+                        2**SCALE_BITS * SCALES_PER_OCTAVE * math.log2(0.35 / SCALE_MIN)
+                    )
                 passes.append(integer_stack(hidden(cin, c.hidden_pass, 3), out))
             done += size
         self.passes = nn.ModuleList(passes)
@@ -157,7 +159,7 @@ class EntropyModel(nn.Module):
 
     # -- network ---------------------------------------------------------------------------------
     def features(self, z: Tensor, q: Tensor, hy: int, wy: int) -> Tensor:
-        """Integer features [B, F, hy, wy] from z symbols [B, Cz, hz, wz] and q [B] (quarter steps)."""
+        """Integer features [B, F, hy, wy] from z symbols [B, Cz, hz, wz] and q [B]."""
         a = (z * (1 << CONTEXT_BITS)).clamp(-MAX_ACTIVATION, MAX_ACTIVATION)
         u = self.h_s_z(a)
         u = u.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :hy, :wy]
@@ -219,7 +221,7 @@ class EntropyModel(nn.Module):
         return m4, straight_through(k, k.round())
 
     def bits(self, s: Tensor, z: Tensor, y: Tensor, q: Tensor) -> dict[str, Tensor]:
-        """Bits of each part per image [B]: s, z, y0, y1, ...; differentiable. Integers in float32."""
+        """Bits of each part per image [B]: s, z, y0, y1, ...; the symbols are float32 integers."""
         m4, k, _, _, masks = self.y_parameters(z, y, q)
         y_bits = symbol_bits(y, m4, k)
         zm, zk = self.static_parameters(self.z_mean, self.z_scale)
@@ -238,8 +240,8 @@ def symbol_bits(v: Tensor, m4: Tensor, k: Tensor) -> Tensor:
     inv_scale = torch.exp2(-k / SCALES_PER_OCTAVE) * (1.0 / SCALE_MIN)
     d = (v - m4 * 0.25).abs()
     upper, lower = (0.5 - d) * inv_scale, (-0.5 - d) * inv_scale
-    # sigmoid(upper) - sigmoid(lower), both evaluated in the lower tail for accuracy; the bound keeps
-    # gradients finite far from the mean, where the file uses an escape code of some 20 bits
+    # sigmoid(upper) - sigmoid(lower), both evaluated in the lower tail for accuracy; the bound
+    # keeps gradients finite far from the mean, where the file uses an escape code of some 20 bits
     p = (torch.sigmoid(upper) - torch.sigmoid(lower)).clamp_min(1e-7)
     return -torch.log2(p)
 

@@ -1,4 +1,4 @@
-"""Perceptual and identity losses, from fixed networks; both take RGB [B, 3, H, W] on a 0..255 scale."""
+"""Perceptual and identity losses from fixed networks; RGB [B, 3, H, W] on a 0..255 scale."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ ARCFACE_TEMPLATE = np.array(
 
 
 class PerceptualLoss(nn.Module):
-    """LPIPS-like distance on EfficientNet-Lite0 features (Zhang et al., CVPR 2018, eq. 1, without weights).
+    """LPIPS-like distance on EfficientNet-Lite0 features.
 
-    Taps after blocks 0, 2, 4 and 10; features are normalised to unit length over the channels and squared
-    differences are averaged over space and summed over channels and taps.
+    Zhang et al., CVPR 2018, equation 1, without the learned weights.
+    Taps after blocks 0, 2, 4 and 10; features are normalised to unit length over the channels and
+    squared differences are averaged over space and summed over channels and taps.
     """
 
     def __init__(self, taps: tuple[int, ...] = (0, 2, 4, 10)) -> None:
@@ -61,7 +62,7 @@ class PerceptualLoss(nn.Module):
 
 
 def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray:
-    """Least-squares similarity (Umeyama, 1991) taking `points` [N, 2] to `template` [N, 2]; 2x3 matrix."""
+    """The 2x3 least-squares similarity (Umeyama, 1991) of `points` [N, 2] to `template` [N, 2]."""
     mp, mt = points.mean(0), template.mean(0)
     p, t = points - mp, template - mt
     u, d, vt = np.linalg.svd(t.T @ p)
@@ -75,14 +76,12 @@ def sampling_theta(points: np.ndarray, width: int, height: int) -> np.ndarray:
     """`theta` [2, 3] for `affine_grid` (align_corners=False) that cuts the 112x112 ArcFace chip."""
     forward = np.vstack([similarity_transform(points, ARCFACE_TEMPLATE), [0, 0, 1]])
     to_pixels = np.array([[56, 0, 55.5], [0, 56, 55.5], [0, 0, 1]])
-    to_unit = np.array(
-        [[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]]
-    )
+    to_unit = np.array([[2 / width, 0, 1 / width - 1], [0, 2 / height, 1 / height - 1], [0, 0, 1]])
     return (to_unit @ np.linalg.inv(forward) @ to_pixels)[:2].astype(np.float32)
 
 
 class IdentityLoss(nn.Module):
-    """1 - cosine similarity of face embeddings of aligned chips (ArcFace-type embedder, MobileFaceNet)."""
+    """1 - cosine similarity of MobileFaceNet embeddings of aligned chips."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()

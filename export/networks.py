@@ -1,8 +1,8 @@
 """The networks: frequency split, analysis `g_a` (+ `h_a`, low-frequency semantics), student `g_s`.
 
-Everything works on the 48 bands of the two-level Haar split at H/4 (FaSDiff's frequency split; WaveDiff,
-CVPR 2023, for diffusion in wavelet space). ReLU only, no normalisation layers, no attention: the graphs
-quantise well and any engine runs them.
+Everything works on the 48 bands of the two-level Haar split at H/4 (FaSDiff's frequency split;
+WaveDiff, CVPR 2023, for diffusion in wavelet space). ReLU only, no normalisation layers, no
+attention: the graphs quantise well and any engine runs them.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def split_bands(image: Tensor) -> Tensor:
 
 
 def merge_bands(bands: Tensor) -> Tensor:
-    """Inverse of `split_bands`, unclamped: [B, 48, h, w] -> RGB [B, 3, 4h, 4w] on a 0..255 scale."""
+    """Inverse of `split_bands`, unclamped: [B, 48, h, w] -> RGB [B, 3, 4h, 4w] around 0..255."""
     level2 = bands[:, :12].split(3, 1)
     high1 = [F.pixel_shuffle(h, 2) for h in bands[:, 12:].split(12, 1)]
     p = _unhaar(_unhaar(*level2), *high1)
@@ -97,7 +97,7 @@ class ResidualBlock(nn.Module):
 
 
 def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
-    """FiLM: x * (1 + tanh(scale)) + shift with scale_shift [B, 2C]; bounded, or a rare s explodes."""
+    """FiLM: x * (1 + tanh(scale)) + shift, scale_shift [B, 2C]; unbounded, a rare s exploded."""
     scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
     return x * (1 + torch.tanh(scale)) + shift
 
@@ -116,10 +116,10 @@ class ModelConfig:
 
 
 class Analysis(nn.Module):
-    """Bands [B, 48, h, w] -> y [B, Cy, h/4, w/4] (y units), z [B, Cz, .., ..], s [B, S]; all unrounded.
+    """Bands [B, 48, h, w] -> y [B, Cy, h/4, w/4], z [B, Cz, hz, wz], s [B, S]; all unrounded.
 
-    The high-frequency-sensitive compressor: a low-band and a high-band branch, the high bands gated by
-    their local energy, so that edges of eyes, mouth and hair count and flat skin does not.
+    The high-frequency-sensitive compressor: a low-band and a high-band branch, the high bands
+    gated by their local energy, so that edges of eyes, mouth and hair count and flat skin does not.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -138,11 +138,20 @@ class Analysis(nn.Module):
         self.b16 = nn.Sequential(*(ResidualBlock(c.w16) for _ in range(n16)))
         self.to_y = conv(c.w16, e.num_y, 3)
         self.h_a = nn.Sequential(
-            conv(c.w16, 96, 1), nn.ReLU(), conv(96, 96, 3, 2), nn.ReLU(), conv(96, e.num_z, 3, 2, 0.5)
+            conv(c.w16, 96, 1),
+            nn.ReLU(),
+            conv(96, 96, 3, 2),
+            nn.ReLU(),
+            conv(96, e.num_z, 3, 2, 0.5),
         )
         # low-frequency semantics: what the whole face shares, from ll2 alone
         self.semantics = nn.Sequential(
-            conv(LOW, 32, 3, 2), nn.ReLU(), conv(32, 64, 3, 2), nn.ReLU(), conv(64, 96, 3, 2), nn.ReLU()
+            conv(LOW, 32, 3, 2),
+            nn.ReLU(),
+            conv(32, 64, 3, 2),
+            nn.ReLU(),
+            conv(64, 96, 3, 2),
+            nn.ReLU(),
         )
         self.to_s = nn.Linear(96, e.num_s)
 
@@ -161,9 +170,10 @@ class Analysis(nn.Module):
 class Student(nn.Module):
     """One-step student: visual prompt y_hat, semantics s_hat, noise and realism -> bands.
 
-    Args of forward: y_hat [B, Cy, h, w]; s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled inside
-    by realism, so that realism 0 is deterministic: the posterior mean); realism [B] in [0, 1].
-    Frequency-domain modulation: s and realism give separate scales and shifts to the low and high bands.
+    Args of forward: y_hat [B, Cy, h, w]; s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled
+    inside by realism, so that realism 0 is deterministic: the posterior mean); realism [B] in
+    [0, 1]. Frequency-domain modulation: s and realism give separate scales and shifts to the low
+    and to the high bands.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -171,7 +181,10 @@ class Student(nn.Module):
         c, e = config, config.entropy
         self.register_buffer("scale", band_scale(), persistent=False)
         self.condition = nn.Sequential(
-            nn.Linear(e.num_s + 1, c.conditions), nn.ReLU(), nn.Linear(c.conditions, c.conditions), nn.ReLU()
+            nn.Linear(e.num_s + 1, c.conditions),
+            nn.ReLU(),
+            nn.Linear(c.conditions, c.conditions),
+            nn.ReLU(),
         )
         self.prompt = conv(e.num_y, c.w16, 3)
         n4, n8, n16 = c.decoder_blocks
@@ -231,7 +244,15 @@ class Codec(nn.Module):
     def forward(
         self, image: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """image RGB 0..255 [B, 3, H, W], q int64 [B] quarter steps -> (RGB 0..255 unclamped, bits per part)."""
+        """One image through the whole codec, differentiably.
+
+        Args:
+          image: RGB on 0..255, [B, 3, H, W].
+          q: int64 [B], quarter steps.
+          realism: [B]; noise: [B, 48, H/4, W/4].
+        Returns:
+          RGB on 0..255, unclamped, and the bits [B] of each part.
+        """
         bands = split_bands(image).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             y, z, s = self.g_a(bands)

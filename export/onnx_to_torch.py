@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+SUPPORTED = ("Conv", "Clip", "Relu", "PRelu", "Add", "Gemm", "Flatten", "Reshape")
+
 
 class OnnxModule(nn.Module):
-    """Runs a feed-forward ONNX graph of Conv, Clip, Relu, PRelu, Add, Gemm, Flatten and Reshape nodes.
+    """Runs a feed-forward ONNX graph; SUPPORTED lists the operators.
 
     Raises:
       ValueError: the graph holds an operator that is not among these.
@@ -28,7 +30,7 @@ class OnnxModule(nn.Module):
             attrs = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             if node.op_type == "Constant":
                 constants[node.output[0]] = numpy_helper.to_array(attrs["value"])
-            elif node.op_type in ("Conv", "Clip", "Relu", "PRelu", "Add", "Gemm", "Flatten", "Reshape"):
+            elif node.op_type in SUPPORTED:
                 self.nodes.append((node.op_type, list(node.input), node.output[0], attrs))
             else:
                 raise ValueError(f"{path}: ONNX operator {node.op_type} is not supported here")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """Nearest semi-orthogonal matrix, approximately: the quintic Newton-Schulz iteration in bfloat16."""
+    """About the nearest semi-orthogonal matrix, by quintic Newton-Schulz steps in bfloat16."""
     x = matrix.bfloat16()
     transpose = x.shape[0] > x.shape[1]
     if transpose:
@@ -35,9 +35,7 @@ class Muon(torch.optim.Optimizer):
         steps: int = 4,
         decay: float = 0.1,
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "steps": steps, "decay": decay}
-        )
+        super().__init__(params, {"lr": lr, "momentum": momentum, "steps": steps, "decay": decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]

@@ -2,8 +2,8 @@
 
     python -m export.to_onnx RUN/checkpoint.pt fasdiff_edge/models/edge
 
-Writes analysis.onnx, synthesis.onnx (float16 weights, cast to float32 in the graph), entropy_model.bin
-and manifest.json with the SHA-256 of each. The EMA weights are exported.
+Writes analysis.onnx, synthesis.onnx (float16 weights, cast to float32 in the graph),
+entropy_model.bin and manifest.json with the SHA-256 of each. The EMA weights are exported.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HALF_FROM = 256  # initialisers with at least so many values are stored as float
 
 
 def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
-    """EMA model in eval mode, on float16-representable graph weights, and the checkpoint's record."""
+    """EMA model in eval mode, its graph weights rounded to float16, and the training record."""
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     codec = codec_from_dict(state["config"])
     codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
@@ -41,7 +41,7 @@ def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Store large float32 initialisers as float16 behind a Cast; the graph still computes in float32."""
+    """Store large initialisers as float16 behind a Cast; the graph still computes in float32."""
     graph = model.graph
     casts = []
     for init in graph.initializer:
@@ -137,7 +137,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     codec, record = load_codec(args.checkpoint)
-    manifest = export_model(codec, args.folder, record, name=args.name, min_quality=args.min_quality)
+    manifest = export_model(
+        codec, args.folder, record, name=args.name, min_quality=args.min_quality
+    )
     sizes = {f: (args.folder / f).stat().st_size for f in manifest["files"]}
     print(f"model {manifest['model_id']}: {sizes}")
 

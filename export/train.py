@@ -2,8 +2,9 @@
 
     python -m export.train --data FACES --weights HELPERS --out RUN --minutes 110
 
-The schedule follows training time, not steps: a run that is stopped and started again goes on where its
-last checkpoint stood, with its learning rate. `RUN/curve.tsv` is the log, `RUN/checkpoint.pt` the state.
+The schedule follows training time, not steps: a run that is stopped and started again goes on
+where its last checkpoint stood, with its learning rate. `RUN/curve.tsv` is the log,
+`RUN/checkpoint.pt` the state.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Settings:
     perceptual_from: float = 0.30  # share of the time after which the perceptual terms start
     large_from: float = 0.62  # share after which crops are whole faces at 256
     decay_from: float = 0.45
-    lambda_min: float = 1.5e-5  # at quality 0; squared error on the 0..255 scale against bits per pixel
-    lambda_max: float = 3.0e-2  # at quality 63
+    # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
+    lambda_min: float = 1.5e-5
+    lambda_max: float = 3.0e-2
     perceptual_weight: float = 0.05
     identity_weight: float = 0.15
     ema: float = 0.999
@@ -59,13 +61,38 @@ def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
     return settings.lambda_min * (settings.lambda_max / settings.lambda_min) ** (q.float() / MAX_Q)
 
 
-def split_parameters(model: Codec) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """(Muon's, AdamW's): wide convolutions outside the entropy model, and all the rest."""
-    muon, adam = [], []
+# Learning rates of AdamW relative to `adam_lr`, by kind of parameter. Biases, table scales and
+# means of the entropy model count in integer units of up to hundreds, where steps of 8e-4 would
+# never arrive.
+ADAM_SCALE = {
+    "other": 1.0,
+    "gain": 5.0,
+    "static table": 25.0,
+    "hidden bias": 40.0,
+    "output bias": 300.0,
+}
+
+
+def parameter_kind(name: str, parameter: nn.Parameter) -> str:
+    """A key of ADAM_SCALE, or "muon" for the wide convolutions outside the entropy model."""
+    if name.startswith("entropy."):
+        if name.endswith("log2_gain"):
+            return "gain"
+        if name.split(".")[1] in ("z_mean", "z_scale", "s_mean", "s_scale"):
+            return "static table"
+        if name.endswith("bias"):
+            return "output bias" if ".passes." in name and ".1." in name[-8:] else "hidden bias"
+        return "other"
+    wide = parameter.ndim == 4 and parameter.shape[0] >= 48 and parameter.shape[1] >= 45
+    return "muon" if wide else "other"
+
+
+def split_parameters(model: Codec) -> dict[str, list[nn.Parameter]]:
+    """Parameters by `parameter_kind`."""
+    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("muon", *ADAM_SCALE)}
     for name, p in model.named_parameters():
-        wide = p.ndim == 4 and p.shape[0] >= 48 and p.shape[1] >= 45
-        (muon if wide and not name.startswith("entropy") else adam).append(p)
-    return muon, adam
+        groups[parameter_kind(name, p)].append(p)
+    return groups
 
 
 class Trainer:
@@ -84,13 +111,16 @@ class Trainer:
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
         self.model.to(memory_format=torch.channels_last)
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
-        muon, adam = split_parameters(self.model)
-        self.muon = Muon(muon, settings.muon_lr, decay=settings.muon_decay)
-        self.adam = torch.optim.AdamW(adam, settings.adam_lr, weight_decay=0.0)
+        groups = split_parameters(self.model)
+        self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
+        self.adam = torch.optim.AdamW(
+            [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
+        )
         if state:
             self.ema = {k: v.float() for k, v in state["ema"].items()}
             for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
-                if state.get(key):
+                # a checkpoint from before a regrouping, or of weights alone, starts them afresh
+                if len(state.get(key, {}).get("param_groups", [])) == len(optimiser.param_groups):
                     optimiser.load_state_dict(state[key])
         self.rng = np.random.default_rng(settings.seed + self.step)
         self.sampler = FaceSampler(read_index(Path(args.data), "train"), settings.seed + self.step)
@@ -186,7 +216,9 @@ class Trainer:
         sums: dict[str, float] = {}
         count = 0
         typical = 4.0  # running mean of the loss; a batch far above it is not learnt from
-        muon, adam = split_parameters(self.model)
+        muon = self.muon.param_groups[0]["params"]
+        adam = [p for group in self.adam.param_groups for p in group["params"]]
+        first_step = self.step
         stop: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
         while self.elapsed < budget:
@@ -199,10 +231,11 @@ class Trainer:
             scale = 1.0
             if progress > s.decay_from:
                 scale = max(0.01, 1 - 0.99 * (progress - s.decay_from) / (1 - s.decay_from))
-            warm = min(1.0, (self.step + 1) / 100)
+            warm = min(1.0, (self.step - first_step + 1) / 100)
             self.muon.param_groups[0]["lr"] = s.muon_lr * scale * warm
             self.muon.param_groups[0]["decay"] = s.muon_decay
-            self.adam.param_groups[0]["lr"] = s.adam_lr * scale * warm
+            for group, factor in zip(self.adam.param_groups, ADAM_SCALE.values(), strict=True):
+                group["lr"] = s.adam_lr * factor * scale * warm
             loss, logs = self.loss(progress)
             self.muon.zero_grad()
             self.adam.zero_grad()
@@ -259,7 +292,7 @@ class Trainer:
 def evaluate(
     model: Codec, faces: list[Face], count: int, qualities: tuple[int, ...]
 ) -> list[tuple[float, ...]]:
-    """Rows (q, estimated bytes with header, PSNR at realism 0, PSNR at realism 1) over `count` faces."""
+    """Means over `count` faces: rows (q, estimated bytes with header, PSNR at realism 0 and 1)."""
     faces = faces[:: max(1, len(faces) // count)][:count]
     rows = []
     for q in qualities:

@@ -110,7 +110,7 @@ class OnnxRuntimeGraph:
             results = self._session.run(self.outputs, dict(arrays))
         except Exception as error:
             raise EngineError(f"ONNX Runtime cannot run the graph: {_line(error)}") from error
-        return dict(zip(self.outputs, results))
+        return dict(zip(self.outputs, results, strict=True))
 
 
 _ENGINES: dict[str, type[OpenVinoGraph | OnnxRuntimeGraph]] = {

@@ -114,7 +114,7 @@ class EntropyModel:
         """Ideal bits of each part in coding order: s, z, then the passes y0, y1, ..."""
         bits = self._core.part_bits(symbols.s, symbols.z, symbols.y, quality)
         names = ["s", "z", *(f"y{index}" for index in range(2 * self.num_groups))]
-        return {name: float(value) for name, value in zip(names, bits)}
+        return {name: float(value) for name, value in zip(names, bits, strict=True)}
 
 
 def _round(values: NDArray[np.float32]) -> NDArray[np.int32]:

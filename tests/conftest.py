@@ -22,6 +22,8 @@ from fasdiff_edge.engines import ENGINE_NAMES
 from fasdiff_edge.models import Model, load_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# For `import export` and `import benchmarks`; last, so that the installed package comes first.
+sys.path.append(str(REPOSITORY))
 
 DrawPortrait = Callable[..., np.ndarray]
 RunPython = Callable[..., "subprocess.CompletedProcess[bytes]"]

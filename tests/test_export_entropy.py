@@ -21,7 +21,9 @@ def random_model(seed: int) -> EntropyModel:
     """A model with large random weights, so that clamps and shifts all come into play."""
     torch.manual_seed(seed)
     model = EntropyModel(
-        EntropyConfig(num_s=5, num_z=4, num_y=24, num_features=16, group_sizes=[8, 16], hidden_pass=32)
+        EntropyConfig(
+            num_s=5, num_z=4, num_y=24, num_features=16, group_sizes=[8, 16], hidden_pass=32
+        )
     )
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -81,7 +83,9 @@ def test_trained_rate_is_the_coded_rate() -> None:
     for p in range(4):
         with torch.no_grad():
             m4, k, _, _, masks = model.y_parameters(
-                torch.from_numpy(z)[None].float(), torch.from_numpy(y)[None].float(), torch.tensor([120])
+                torch.from_numpy(z)[None].float(),
+                torch.from_numpy(y)[None].float(),
+                torch.tensor([120]),
             )
         scale = 0.05 * 2.0 ** (k[0].numpy() / 5)
         draw = np.rint(rng.logistic(m4[0].numpy() / 4, scale)).astype(np.int32)

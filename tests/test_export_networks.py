@@ -1,4 +1,4 @@
-"""The training networks against the runtime's kernels, and their export on a small configuration."""
+"""The training networks against the runtime's kernels, and the export of a small model."""
 
 from __future__ import annotations
 
@@ -180,7 +180,11 @@ def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     assert trainer.step >= 1 and (out / "curve.tsv").read_text().count("\n") == 4
     assert float(trainer.loss(0.0)[0].detach()) < first
     again = Trainer(args, Settings(seed=7))
-    assert (again.step, again.images, again.elapsed) == (trainer.step, trainer.images, trainer.elapsed)
+    assert (again.step, again.images, again.elapsed) == (
+        trainer.step,
+        trainer.images,
+        trainer.elapsed,
+    )
     assert again.settings == trainer.settings
     for a, b in zip(again.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(a, b)
