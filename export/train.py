@@ -49,7 +49,7 @@ class Settings:
     lambda_min: float = 1.5e-5
     lambda_max: float = 3.0e-2
     perceptual_weight: float = 0.05
-    identity_weight: float = 0.15
+    identity_weight: float = 0.3
     ema: float = 0.999
 
 
@@ -197,7 +197,7 @@ class Trainer:
             extra[:sharp] = s.perceptual_weight * dist
             ids = torch.nonzero(whole)[:, 0]
             # identity for a few of the batch: it costs as much as the codec itself
-            ids = ids[: max(2, count // 8)]
+            ids = ids[: max(4, count // 8)]
             if len(ids):
                 identity = self.identity(out[ids], image[ids], theta[ids])
                 weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (sharp / len(ids))

@@ -20,11 +20,11 @@ from fasdiff_edge import FasdiffError, contact_sheet
 from fasdiff_edge.imaging import Image, read_picture, write_picture
 
 BUDGETS = (300, 600, 1200)
-FACE = (256, 92, 0)  # side, x and y in pixels of the square around the astronaut's face
+FACE = (176, 136, 20)  # side, x and y in pixels of the square around the astronaut's face
 
 
 def astronaut_face() -> Image:
-    """The face region of scikit-image's astronaut (NASA, public domain); uint8 RGB 256 x 256."""
+    """The face region of scikit-image's astronaut (NASA, public domain); uint8 RGB 176 x 176."""
     side, x, y = FACE
     astronaut: Callable[[], Image] = skimage.data.astronaut
     picture = astronaut()

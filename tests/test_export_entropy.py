@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the test extra installs torch")
-
-from export.integer_entropy import (  # noqa: E402
+from export.integer_entropy import (
     EntropyConfig,
     EntropyModel,
     logistic_table,
     scale_of_index,
     serialize,
 )
-from fasdiff_edge import _core  # noqa: E402
+from fasdiff_edge import _core
 
 
 def random_model(seed: int) -> EntropyModel:

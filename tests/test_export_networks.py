@@ -10,24 +10,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch", reason="the test extra installs torch")
-
-from export.data import POINTS, FaceSampler, read_index  # noqa: E402
-from export.integer_entropy import EntropyConfig  # noqa: E402
-from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform  # noqa: E402
-from export.networks import (  # noqa: E402
+from export.data import POINTS, FaceSampler, read_index
+from export.integer_entropy import EntropyConfig
+from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform
+from export.networks import (
     Codec,
     ModelConfig,
     codec_from_dict,
     merge_bands,
     split_bands,
 )
-from export.optim import orthogonalise  # noqa: E402
-from export.to_onnx import export_model, load_codec  # noqa: E402
-from export.train import Settings, Trainer, rate_lambda  # noqa: E402
-from export.verify import TOLERANCE, differences, synthetic_image  # noqa: E402
-from fasdiff_edge import _core  # noqa: E402
+from export.optim import orthogonalise
+from export.pack import pack
+from export.to_onnx import export_model, load_codec
+from export.train import Settings, Trainer, rate_lambda
+from export.verify import TOLERANCE, differences, synthetic_image
+from fasdiff_edge import _core
 
 SMALL = ModelConfig(
     w4=16,
@@ -188,6 +188,12 @@ def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     assert again.settings == trainer.settings
     for a, b in zip(again.model.parameters(), trainer.model.parameters(), strict=True):
         assert torch.equal(a, b)
+    torch.save(pack(torch.load(out / "checkpoint.pt", weights_only=True)), tmp_path / "packed.pt")
+    args.out, args.init = str(tmp_path / "next"), str(tmp_path / "packed.pt")
+    packed = Trainer(args, settings)
+    assert packed.images == trainer.images
+    for name, value in packed.model.state_dict().items():
+        torch.testing.assert_close(value, trainer.ema[name], rtol=1e-3, atol=1e-6)
     codec, record = load_codec(out / "checkpoint.pt")
     assert record["step"] == trainer.step
     assert codec_from_dict(codec.config_dict()).load_state_dict(codec.state_dict())

@@ -30,7 +30,7 @@ def test_python_example(readme: str, run_python) -> None:
     size, height, width = map(int, re.findall(rb"\d+", done.stdout)[:3])
     budget = int(re.search(r"max_bytes=(\d+)", examples[0]).group(1))
     assert 0 < size <= budget
-    assert (height, width) == (256, 256)
+    assert (height, width) == (176, 176)
 
 
 def test_the_example_is_short(readme: str) -> None:

@@ -1,0 +1,40 @@
+"""Shrink a checkpoint to what a training can start again from: EMA weights in float16, the record.
+
+    python -m export.pack RUN/checkpoint.pt export/checkpoints/edge.pt
+
+`export.train --init` reads it: the optimisers start afresh behind a warm-up. The weights of the
+entropy model stay float32, since rounding them twice could move an integer.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def pack(state: dict[str, Any]) -> dict[str, Any]:
+    """The packed state; `model` and `ema` share their tensors."""
+    weights = {
+        name: value if name.startswith("entropy.") else value.half()
+        for name, value in state["ema"].items()
+    }
+    kept = {key: state[key] for key in ("config", "settings", "elapsed", "step", "images")}
+    return {**kept, "model": weights, "ema": weights}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(pack(state), args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    main()
