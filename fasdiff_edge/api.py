@@ -23,6 +23,8 @@ from .sampler import sample
 Array = NDArray[np.float32]
 
 DEFAULT_QUALITY = 32.0
+_NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
+_LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
 _ESTIMATE_QUALITIES = range(0, bitstream.MAX_QUALITY + 1, 21)
 
 
@@ -103,7 +105,20 @@ class Encoder:
             if found.quality is not None:
                 return self._pack(image, scale, found.quality, found.payload)
             smallest.append(found.sizes[low])
-        raise BudgetError(max_bytes, min(smallest) + bitstream.HEADER_BYTES)
+        # Bytes are not quite monotone in quality: look at the lowest qualities of the smallest
+        # scales, so that the size that the error names can be had, and no smaller one can.
+        near = min(smallest) + _NEAR_SMALLEST
+        least: tuple[int, int, int, bytes] | None = None
+        for (scale, low, _), size in zip(plan, smallest, strict=True):
+            if low == 0 and size <= near:
+                for quality in range(min(_LOW_QUALITIES, highest) + 1):
+                    payload = self._code(analysed[scale], quality)
+                    if least is None or len(payload) < least[0]:
+                        least = (len(payload), scale, quality, payload)
+        assert least is not None  # the plan ends at quality 0
+        if least[0] + bitstream.HEADER_BYTES <= max_bytes:
+            return self._pack(image, least[1], least[2], least[3])
+        raise BudgetError(max_bytes, least[0] + bitstream.HEADER_BYTES)
 
     def _analyse(self, image: NDArray[np.uint8], scale: int) -> _Latents:
         bands = split_bands(imaging.downscale(image, scale))

@@ -7,13 +7,12 @@ The large fuzz test, 20,000 mutants under AddressSanitizer and UBSan, is tests/c
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import RunPython
 
 from fasdiff_edge import bitstream
 from fasdiff_edge.entropy_model import EntropyModel
@@ -149,11 +148,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-def test_a_huge_size_takes_little_memory() -> None:
+def test_a_huge_size_takes_little_memory(run_python: RunPython) -> None:
     """The largest size that a header can name, with next to nothing behind it."""
-    command = [sys.executable, "-c", HUGE, str(V1 / "entropy_model.bin")]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    result = run_python("-c", HUGE, V1 / "entropy_model.bin")
     assert result.returncode == 0, result.stderr
-    *outcomes, megabytes = result.stdout.split()
+    *outcomes, megabytes = result.stdout.decode().split()
     assert outcomes == ["refused"] * 3
     assert int(megabytes) < 64
