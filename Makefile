@@ -50,7 +50,7 @@ lint: $(STAMPS)/lint mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
 mypy: $(STAMPS)/lint
-	$(BIN)/mypy fasdiff_edge benchmarks scripts
+	$(BIN)/mypy fasdiff_edge benchmarks scripts export
 
 format: $(STAMPS)/lint
 	$(BIN)/ruff check --fix $(PYTHON_DIRS)

@@ -286,8 +286,8 @@ def serialize(model: EntropyModel) -> bytes:
             out += struct.pack(f"<hH{len(freq)}H", offset, len(freq) - 1, *freq)
     with torch.no_grad():
         for mean, scale in ((model.s_mean, model.s_scale), (model.z_mean, model.z_scale)):
-            m4, k = model.static_parameters(mean, scale)
-            for m, i in zip(m4.long().tolist(), k.long().tolist(), strict=True):
+            m4, index = model.static_parameters(mean, scale)
+            for m, i in zip(m4.long().tolist(), index.long().tolist(), strict=True):
                 out += struct.pack("<hH", m >> 2, TABLES_PER_SCALE * i + (m & 3))
         step, gain, offset_ = model.q_tables(model.q_log2_gain())
         out += step.numpy().astype("<i4").tobytes()

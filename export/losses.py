@@ -85,7 +85,7 @@ class IdentityLoss(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.net = OnnxModule(path).eval().to(memory_format=torch.channels_last)
+        self.net = OnnxModule(path).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.requires_grad_(False)
 
     def embed(self, image: Tensor, theta: Tensor) -> Tensor:

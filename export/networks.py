@@ -122,6 +122,8 @@ class Analysis(nn.Module):
     gated by their local energy, so that edges of eyes, mouth and hair count and flat skin does not.
     """
 
+    scale: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         c, e = config, config.entropy
@@ -175,6 +177,8 @@ class Student(nn.Module):
     [0, 1]. Frequency-domain modulation: s and realism give separate scales and shifts to the low
     and to the high bands.
     """
+
+    scale: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -47,16 +48,16 @@ class OnnxModule(nn.Module):
         return values[self.output]
 
     @staticmethod
-    def _run(op: str, args: list[Tensor], attrs: dict[str, object]) -> Tensor:
+    def _run(op: str, args: list[Tensor], attrs: dict[str, Any]) -> Tensor:
         if op == "Conv":
             pads = attrs.get("pads", [0, 0, 0, 0])
-            if pads[:2] != pads[2:]:  # type: ignore[index]
+            if pads[:2] != pads[2:]:
                 raise ValueError("asymmetric padding is not supported here")
-            return F.conv2d(
+            return F.conv2d(  # type: ignore[call-overload]
                 *args,
-                stride=attrs.get("strides", [1, 1]),  # type: ignore[arg-type]
-                padding=pads[:2],  # type: ignore[index]
-                groups=attrs.get("group", 1),  # type: ignore[arg-type]
+                stride=attrs.get("strides", [1, 1]),
+                padding=pads[:2],
+                groups=attrs.get("group", 1),
             )
         if op == "Clip":
             return args[0].clamp(float(args[1]), float(args[2]))

@@ -109,7 +109,7 @@ class Trainer:
             self.model = codec_from_dict(state["config"])
             self.model.load_state_dict(state["model"])
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
-        self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
         groups = split_parameters(self.model)
         self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
