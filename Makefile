@@ -32,11 +32,11 @@ test: test-cpp test-python
 test-cpp:
 	cmake -S . -B build/tests -DCMAKE_BUILD_TYPE=Release -DFASDIFF_BUILD_TESTS=ON
 	cmake --build build/tests --parallel $(JOBS)
-	ctest --test-dir build/tests --output-on-failure --no-tests=error
+	ctest --test-dir build/tests --verbose --no-tests=error
 	cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo \
 	  -DFASDIFF_BUILD_TESTS=ON -DFASDIFF_SANITIZE=ON
 	cmake --build build/sanitized --parallel $(JOBS)
-	ctest --test-dir build/sanitized --output-on-failure --no-tests=error
+	ctest --test-dir build/sanitized --verbose --no-tests=error
 
 # The whole suite with each inference engine. Tests that take the engine as a parameter run with both
 # in the first pass, and bear its name.
