@@ -82,10 +82,6 @@ class IntegerConv2d(nn.Module):
         return straight_through(soft, hard).clamp(self.lo, self.hi)
 
 
-def integer_stack(*layers: IntegerConv2d) -> nn.Sequential:
-    return nn.Sequential(*layers)
-
-
 def hidden(cin: int, cout: int, kernel: int) -> IntegerConv2d:
     return IntegerConv2d(cin, cout, kernel, shift=8 if kernel == 3 else 7, lo=0, hi=MAX_ACTIVATION)
 
@@ -113,8 +109,8 @@ class EntropyModel(nn.Module):
         # log2 of the gain at `knots` qualities; the middle is 1, ends +-2.75 octaves
         base = torch.linspace(-2.75, 2.75, knots)[:, None].repeat(1, c.num_y)
         self.log2_gain = nn.Parameter(base)
-        self.h_s_z = integer_stack(hidden(c.num_z, c.hidden_z, 3))
-        self.h_s_y = integer_stack(hidden(c.hidden_z + 1, c.num_features, 3))
+        self.h_s_z = nn.Sequential(hidden(c.num_z, c.hidden_z, 3))
+        self.h_s_y = nn.Sequential(hidden(c.hidden_z + 1, c.num_features, 3))
         passes = []
         done = 0
         for size in c.group_sizes:
@@ -129,7 +125,7 @@ class EntropyModel(nn.Module):
                     out.bias[size:] = (
                         2**SCALE_BITS * SCALES_PER_OCTAVE * math.log2(0.35 / SCALE_MIN)
                     )
-                passes.append(integer_stack(hidden(cin, c.hidden_pass, 3), out))
+                passes.append(nn.Sequential(hidden(cin, c.hidden_pass, 3), out))
             done += size
         self.passes = nn.ModuleList(passes)
         # static tables of z and s: mean in quarter symbols, scale index

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from export.data import Face, FaceSampler, read_index, read_rgb
+from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss
 from export.networks import Codec, codec_from_dict
 from export.optim import Muon
 
-MAX_Q = 252
+MAX_Q = NUM_Q - 1
 OUTLIER = 5.0
 
 

@@ -97,28 +97,40 @@ class Encoder:
         # Reached only where the smallest scale does not fit, as it may on tiny images.
         plan += [(scale, 0, floor - 1) for scale in reversed(larger) if floor > 0]
         analysed: dict[int, _Latents] = {}
-        smallest: list[int] = []
+        lowest: dict[int, int] = {}
         for scale, low, high in plan:
             if scale not in analysed:
                 analysed[scale] = self._analyse(image, scale)
             found = self._search(analysed[scale], max_bytes - bitstream.HEADER_BYTES, low, high)
             if found.quality is not None:
                 return self._pack(image, scale, found.quality, found.payload)
-            smallest.append(found.sizes[low])
-        # Bytes are not quite monotone in quality: look at the lowest qualities of the smallest
-        # scales, so that the size that the error names can be had, and no smaller one can.
-        near = min(smallest) + _NEAR_SMALLEST
-        least: tuple[int, int, int, bytes] | None = None
-        for (scale, low, _), size in zip(plan, smallest, strict=True):
-            if low == 0 and size <= near:
-                for quality in range(min(_LOW_QUALITIES, highest) + 1):
-                    payload = self._code(analysed[scale], quality)
-                    if least is None or len(payload) < least[0]:
-                        least = (len(payload), scale, quality, payload)
-        assert least is not None  # the plan ends at quality 0
-        if least[0] + bitstream.HEADER_BYTES <= max_bytes:
-            return self._pack(image, least[1], least[2], least[3])
-        raise BudgetError(max_bytes, least[0] + bitstream.HEADER_BYTES)
+            if low == 0:
+                lowest[scale] = found.sizes[0]
+        scale, quality, payload = self._smallest(lowest, analysed, highest)
+        size = len(payload) + bitstream.HEADER_BYTES
+        if size > max_bytes:
+            raise BudgetError(max_bytes, size)
+        return self._pack(image, scale, quality, payload)
+
+    def _smallest(
+        self, lowest: dict[int, int], analysed: dict[int, _Latents], highest: int
+    ) -> tuple[int, int, bytes]:
+        """Scale, quality and payload of the smallest file.
+
+        Bytes are not quite monotone in quality: the lowest qualities of the smallest scales are
+        tried, so that the size that `BudgetError` names can be had, and no smaller one can.
+
+        Args:
+          lowest: payload bytes at quality 0, by scale; at least one.
+        """
+        near = min(lowest.values()) + _NEAR_SMALLEST
+        files = (
+            (scale, quality, self._code(analysed[scale], quality))
+            for scale, size in lowest.items()
+            if size <= near
+            for quality in range(min(_LOW_QUALITIES, highest) + 1)
+        )
+        return min(files, key=lambda file: len(file[2]))
 
     def _analyse(self, image: NDArray[np.uint8], scale: int) -> _Latents:
         bands = split_bands(imaging.downscale(image, scale))
