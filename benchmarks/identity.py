@@ -3,7 +3,8 @@
 For reporting only: no part of this codec is trained on it. The network calls two faces the same
 person below a distance of 0.6 (99.38 % on LFW, by its author). Landmarks are found once, on the
 original, and used for both images, so that a codec is judged by the face and not by the detector;
-where the detector misses the face, the box comes from known landmarks, and no image is dropped.
+where the detector misses the face, the box comes from known landmarks. Where there are none either,
+identity is not measured.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dlib  # type: ignore[import-untyped]
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from fasdiff_edge.peers import Image
 
 SAME_PERSON = 0.6
+FaceSource = Literal["detector", "landmarks", "none"]
 
 # The detector's box against five landmarks, medians over FairFace: its side in units of the
 # geometric mean of interocular distance and eye-to-mouth distance, its centre from the middle
@@ -43,25 +45,25 @@ class Identity:
             str(folder / "dlib_face_recognition_resnet_model_v1.dat")
         )
 
-    def landmarks(self, image: Image, known: NDArray[np.float64] | None = None) -> tuple[Any, bool]:
+    def landmarks(
+        self, image: Image, known: NDArray[np.float64] | None = None
+    ) -> tuple[Any | None, FaceSource]:
         """Landmarks of the largest face.
 
         Args:
           image: uint8 RGB [H, W, 3], the original.
           known: five landmarks [5, 2] in pixels (eyes, nose, mouth corners), to fall back on.
         Returns:
-          (shape, detected): dlib's landmarks, and whether the detector found the face.
-        Raises:
-          ValueError: no face found and no landmarks given.
+          (shape, source): dlib's landmarks, and what told where the face is; (None, "none") where
+          the detector finds no face and none is known.
         """
         boxes = self._detect(image, 1)
         if len(boxes):
             box = max(boxes, key=lambda rectangle: rectangle.area())
-        elif known is not None:
-            box = face_box(known)
-        else:
-            raise ValueError("no face found, and no landmarks to fall back on")
-        return self._predict(image, box), len(boxes) > 0
+            return self._predict(image, box), "detector"
+        if known is not None:
+            return self._predict(image, face_box(known)), "landmarks"
+        return None, "none"
 
     def embedding(self, image: Image, landmarks: Any) -> NDArray[np.float64]:
         """float64 [128] of the face at these landmarks."""

@@ -11,7 +11,9 @@ import hashlib
 import importlib
 import importlib.util
 import json
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +28,13 @@ from fasdiff_edge.peers import (
     pillow_encoder,
     standard_peers,
 )
+
+# Qualities that have the quantiser of a lower one, and so give the same file, whatever the picture:
+# libheif gives x265 a rate factor of (100 - quality) // 2; libaom's tables merge ten neighbours.
+TWINS: dict[str, dict[float, float]] = {
+    "AVIF": {1: 0, 4: 3, 9: 8, 17: 16, 25: 24, 31: 30, 36: 35, 77: 76, 85: 84, 93: 92},
+    "HEIC": {quality: quality - 1 for quality in range(2, 101, 2)},
+}
 
 
 def available_peers() -> list[Peer]:
@@ -51,30 +60,34 @@ def missing_peers() -> dict[str, str]:
 
 
 class PeerCache:
-    """Remembers the files found for a peer, an image and a budget; they are judged anew each time.
+    """Fits peers to budgets, encodes nothing twice for an image, and remembers what was found.
 
-    The search is the slow part (AVIF takes seconds an image) and depends on nothing of ours. An
-    entry is valid for the exact image, peer and Pillow that made it.
+    The search is the slow part (AVIF takes seconds an image) and depends on nothing of ours. It is
+    that of `fasdiff_edge.peers.fit`, step for step, because bytes are not monotone in quality and
+    other steps might end at another file; it tries each size and quality once for all budgets, and
+    here each quantiser once. Files are judged anew each time. An entry is valid for the exact
+    image, peer and Pillow that made it.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """Args: folder: where to keep entries; None remembers nothing."""
+        """Args: folder: where to keep entries; None remembers nothing between calls."""
         self._folder = folder
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
     def fit(self, peer: Peer, image: Image, budgets: Sequence[int]) -> list[PeerResult]:
         """As `fasdiff_edge.peers.fit`."""
+        quick = _without_twins(peer)
         if self._folder is None:
-            return fit(peer, image, budgets)
+            return fit(quick, image, budgets)
         path = self._folder / f"{_key(peer, image)}.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         missing = [budget for budget in budgets if str(budget) not in known]
         if missing:
-            for budget, result in zip(missing, fit(peer, image, missing), strict=True):
+            for budget, result in zip(missing, fit(quick, image, missing), strict=True):
                 data = base64.b64encode(result.data).decode()
                 known[str(budget)] = [str(result.scale), result.quality, data]
-            path.write_text(json.dumps(known))
+            _write(path, json.dumps(known))
         results = []
         for budget in budgets:
             scale, quality, data = known[str(budget)]
@@ -83,11 +96,33 @@ class PeerCache:
         return results
 
 
+def _without_twins(peer: Peer) -> Peer:
+    """The peer, for one image, with each quantiser's file made once."""
+    twins = TWINS.get(peer.name, {})
+    files: dict[tuple[tuple[int, ...], float], bytes] = {}
+
+    def encode(image: Image, quality: float) -> bytes:
+        # Of one image, the coded size tells the scale.
+        key = image.shape, twins.get(quality, quality)
+        if key not in files:
+            files[key] = peer.encode(image, key[1])
+        return files[key]
+
+    return replace(peer, encode=encode)
+
+
 def _key(peer: Peer, image: Image) -> str:
     made_by = f"{peer.name} {len(peer.qualities)} {PIL.__version__} {image.shape}"
     digest = hashlib.sha256(made_by.encode())
     digest.update(image.tobytes())
     return digest.hexdigest()[:24]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole, so that a run that is stopped leaves no half of it."""
+    part = path.with_name(f"{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _installed(module: str) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -18,14 +20,19 @@ import skimage.metrics
 sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 import dataset
+import fairness
 import identity
 import latency
+import measure
 import metrics
 import peers
+import plots
+import rate_distortion
 import tables
-import val_table
+import targets
 
 from fasdiff_edge.imaging import write_picture
+from fasdiff_edge.peers import fit
 
 # The astronaut's eyes, nose and mouth corners in the crop that `face` gives, in pixels.
 LANDMARKS = np.array([[111, 102], [154, 104], [132, 130], [114, 148], [152, 148]], dtype=float)
@@ -102,8 +109,8 @@ def test_ssimulacra2(face: np.ndarray) -> None:
 
 
 def test_identity_grows_with_damage(recogniser: identity.Identity, face: np.ndarray) -> None:
-    found, detected = recogniser.landmarks(face)
-    assert detected
+    found, source = recogniser.landmarks(face)
+    assert source == "detector"
     images = [face, blurred(face, 1.0), blurred(face, 4.0), np.full_like(face, 128)]
     same, little, much, nobody = recogniser.distances(face, images, found)
     assert same == 0.0
@@ -116,10 +123,10 @@ def test_landmarks_fall_back_on_what_is_known(
 ) -> None:
     found, _ = recogniser.landmarks(face)
     hidden = np.full_like(face, 128)
-    with pytest.raises(ValueError, match="no face"):
-        recogniser.landmarks(hidden)
-    _, detected = recogniser.landmarks(hidden, LANDMARKS)
-    assert not detected
+    assert recogniser.landmarks(hidden) == (None, "none")
+    shape, source = recogniser.landmarks(hidden, LANDMARKS)
+    assert shape is not None
+    assert source == "landmarks"
     # The box made from landmarks is about the box that the detector finds.
     box, expected = identity.face_box(LANDMARKS), found.rect
     overlap = box.intersect(expected).area()
@@ -134,33 +141,36 @@ def test_every_peer_makes_files_that_fit(face: np.ndarray) -> None:
     names = [peer.name for peer in available]
     assert names[:3] == ["JPEG", "WebP", "AVIF"]
     assert sorted(names[3:] + list(peers.missing_peers())) == ["HEIC", "JPEG XL"]
-    small = cv2.resize(face, (96, 96), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(face, (64, 64), interpolation=cv2.INTER_AREA)
     for peer in available:
-        result = peers.PeerCache(None).fit(peer, small, [1500])[0]
+        result = peers.PeerCache(None).fit(peer, small, [1000])[0]
         assert result.fits, peer.name
         assert result.psnr > 22.0, peer.name
         with PIL.Image.open(io.BytesIO(result.data)) as picture:
-            assert picture.size == tuple(round(96 * result.scale) for _ in range(2))
+            assert picture.size == tuple(round(64 * result.scale) for _ in range(2))
+
+
+def counted(peer: peers.Peer) -> tuple[peers.Peer, list[tuple[tuple[int, ...], float]]]:
+    """The peer, and the (shape, quality) of each call of its encoder from now on."""
+    calls: list[tuple[tuple[int, ...], float]] = []
+
+    def encode(image: np.ndarray, quality: float) -> bytes:
+        calls.append((image.shape, quality))
+        return peer.encode(image, quality)
+
+    return peers.Peer(peer.name, encode, peer.qualities), calls
 
 
 def test_cache_remembers_and_gives_the_same(tmp_path: Path, face: np.ndarray) -> None:
-    jpeg = peers.available_peers()[0]
-    calls = 0
-
-    def encode(image: np.ndarray, quality: float) -> bytes:
-        nonlocal calls
-        calls += 1
-        return jpeg.encode(image, quality)
-
-    counted = peers.Peer(jpeg.name, encode, jpeg.qualities)
-    fresh = peers.PeerCache(None).fit(counted, face, [300, 2000])
+    counting, calls = counted(peers.available_peers()[0])
+    fresh = peers.PeerCache(None).fit(counting, face, [300, 2000])
     cache = peers.PeerCache(tmp_path / "cache")
-    first = cache.fit(counted, face, [300])
-    made = calls
-    assert cache.fit(counted, face, [300])[0].data == first[0].data
-    assert calls == made, "the cache searched again"
-    both = cache.fit(counted, face, [300, 2000])
-    assert calls > made
+    first = cache.fit(counting, face, [300])
+    made = len(calls)
+    assert cache.fit(counting, face, [300])[0].data == first[0].data
+    assert len(calls) == made, "the cache searched again"
+    both = cache.fit(counting, face, [300, 2000])
+    assert len(calls) > made
     for ours, expected in zip(both, fresh, strict=True):
         assert (ours.data, ours.scale, ours.quality, ours.fits, ours.psnr) == (
             expected.data,
@@ -172,12 +182,43 @@ def test_cache_remembers_and_gives_the_same(tmp_path: Path, face: np.ndarray) ->
         assert np.array_equal(ours.image, expected.image)
     changed = face.copy()
     changed[0, 0, 0] ^= 1
-    made = calls
-    cache.fit(counted, changed, [300])
-    assert calls > made, "another image took this one's entry"
+    made = len(calls)
+    cache.fit(counting, changed, [300])
+    assert len(calls) > made, "another image took this one's entry"
 
 
-# --- the index, the table ---
+def test_nothing_is_encoded_twice(face: np.ndarray) -> None:
+    webp = peers.available_peers()[1]
+    budgets = [1000, 300, 500]
+    plain, plain_calls = counted(webp)
+    expected = [fit(plain, face, [budget])[0] for budget in budgets]
+    counting, calls = counted(webp)
+    results = peers.PeerCache(None).fit(counting, face, budgets)
+    assert len(set(calls)) == len(calls) < len(plain_calls)
+    assert [result.data for result in results] == [result.data for result in expected]
+    assert [result.quality for result in results] == [result.quality for result in expected]
+
+
+@pytest.mark.parametrize("name", sorted(peers.TWINS))
+def test_twins_give_the_same_file(name: str, face: np.ndarray) -> None:
+    available = {peer.name: peer for peer in peers.available_peers()}
+    if name not in available:
+        pytest.skip(f"needs {peers.missing_peers()[name]}")
+    peer, small = available[name], cv2.resize(face, (40, 32), interpolation=cv2.INTER_AREA)
+    pairs = sorted(peers.TWINS[name].items())
+    assert {quality for pair in pairs for quality in pair} <= set(peer.qualities)
+    for quality, lower in pairs[:: -(-len(pairs) // 6)]:
+        assert peer.encode(small, quality) == peer.encode(small, lower), quality
+    counting, calls = counted(peer)
+    results = peers.PeerCache(None).fit(counting, small, [300, 600])
+    assert len(set(calls)) == len(calls) > 0
+    assert not {quality for _, quality in calls} & set(peers.TWINS[name])
+    expected = fit(peer, small, [300, 600])
+    assert [result.data for result in results] == [result.data for result in expected]
+    assert [result.quality for result in results] == [result.quality for result in expected]
+
+
+# --- folders, with and without an index ---
 
 
 @pytest.fixture
@@ -210,19 +251,44 @@ def faces(tmp_path: Path, face: np.ndarray) -> Path:
 
 
 def test_index_takes_groups_in_turns(faces: Path) -> None:
-    assert [face.path.name for face in dataset.load_index(faces, "val")] == [
-        "a.png",
-        "c.png",
-        "b.png",
-    ]
-    sharp = dataset.load_index(faces, "val", max_sharpness_db=38.0)
-    assert [face.path.name for face in sharp] == ["a.png", "c.png"]
-    with pytest.raises(ValueError, match="no picture"):
-        dataset.load_index(faces, "test")
+    def names(*args: object) -> list[str]:
+        return [picture.name for picture in dataset.load_pictures(faces, *args)]
+
+    assert names("val") == ["val/a.png", "val/c.png", "val/b.png"]
+    assert names("val", 38.0) == ["val/a.png", "val/c.png"]
+    assert sorted(names()) == ["train/d.png", "val/a.png", "val/b.png", "val/c.png"]
+    with pytest.raises(ValueError, match="no picture of 'test'"):
+        names("test")
+
+
+def test_an_index_may_say_less(faces: Path) -> None:
+    index = faces / "index.csv"
+    index.write_text("file,race\nval/a.png,X\n")
+    (picture,) = dataset.load_pictures(faces)
+    assert (picture.landmarks, picture.group) == (None, ("X", ""))
+    with pytest.raises(ValueError, match="no column sharpness_db"):
+        dataset.load_pictures(faces, None, 38.0)
+    index.write_text("name\nval/a.png\n")
+    with pytest.raises(ValueError, match="no column file"):
+        dataset.load_pictures(faces)
+
+
+def test_a_folder_without_index(tmp_path: Path, face: np.ndarray) -> None:
+    for name in ("b.JPG", "a.png"):
+        (tmp_path / name).write_bytes(write_picture(face, Path(name).suffix))
+    PIL.Image.fromarray(face).save(tmp_path / "c.webp")
+    (tmp_path / "notes.txt").write_text("not a picture")
+    pictures = dataset.load_pictures(tmp_path)
+    assert [picture.name for picture in pictures] == ["a.png", "b.JPG", "c.webp"]
+    assert {(picture.landmarks, picture.group) for picture in pictures} == {(None, ("", ""))}
+    with pytest.raises(ValueError, match="sharpness"):
+        dataset.load_pictures(tmp_path, None, 38.0)
+    with pytest.raises(ValueError, match="holds neither"):
+        dataset.load_pictures(tmp_path, "nowhere")
 
 
 def test_faces_are_resized_with_their_landmarks(faces: Path, face: np.ndarray) -> None:
-    entry = dataset.load_index(faces, "val")[0]
+    entry = dataset.load_pictures(faces, "val")[0]
     image, landmarks = entry.load(None)
     assert np.array_equal(image, face)
     assert np.array_equal(landmarks, LANDMARKS)
@@ -232,78 +298,386 @@ def test_faces_are_resized_with_their_landmarks(faces: Path, face: np.ndarray) -
     assert landmarks == pytest.approx((LANDMARKS - 0.5) / 2)
 
 
-def test_val_table(faces: Path, tmp_path: Path, capsys, face: np.ndarray) -> None:
+def test_the_middle_is_cut_from_what_is_not_square(tmp_path: Path, face: np.ndarray) -> None:
+    wide = np.pad(face, ((0, 0), (10, 30), (0, 0)))
+    path = tmp_path / "wide.png"
+    path.write_bytes(write_picture(wide, ".png"))
+    image, landmarks = dataset.Picture(path, path.name, LANDMARKS + (10, 0)).load(256)
+    assert np.array_equal(image, wide[:, 20:276])
+    assert landmarks == pytest.approx(LANDMARKS - (10, 0))
+    image, _ = dataset.Picture(path, path.name).load(None)
+    assert image.shape == wide.shape
+
+
+def test_a_bad_picture_is_named(tmp_path: Path, face: np.ndarray, capsys) -> None:
+    (tmp_path / "good.png").write_bytes(write_picture(face, ".png"))
+    (tmp_path / "small.png").write_bytes(write_picture(face[:16], ".png"))
+    with pytest.raises(SystemExit):
+        rate_distortion.main(["--data", str(tmp_path), "--bytes", "300"])
+    assert "small.png: width and height must be" in capsys.readouterr().err
+
+
+# --- budgets ---
+
+
+def test_budgets_in_bytes_and_in_bits_per_pixel() -> None:
+    (whole,) = measure.parse_budgets("300", "B")
+    assert (whole.label, whole.bytes(64, 64), whole.bytes(512, 512)) == ("300 B", 300, 300)
+    tenth, half, exact = measure.parse_budgets("0.1, 0.5,0.29", "bpp")
+    assert (tenth.label, tenth.bytes(256, 256)) == ("0.1 bpp", 819)  # of 819.2
+    assert half.bytes(256, 256) == 4096
+    assert half.bytes(33, 40) == 82  # of 82.5
+    assert exact.bytes(100, 800) == 2900  # what a float would round down to 2899
+    assert tenth.bytes(1, 1) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"), [("0", "B"), ("-3", "bpp"), ("300.5", "B"), ("a", "B"), ("", "bpp")]
+)
+def test_bad_budgets(text: str, unit: str) -> None:
+    with pytest.raises(ValueError):
+        measure.parse_budgets(text, unit)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "GIF"], "no such peer here: GIF"),
+        (["--bytes", "300,300"], "named twice"),
+        (["--bpp", "1/0"], "Fraction"),
+        (["--split", "test"], "lists no picture"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, faces: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        rate_distortion.main(["--data", str(faces), *arguments])
+    assert message in capsys.readouterr().err
+
+
+# --- rate and distortion ---
+
+
+def test_rate_distortion(faces: Path, tmp_path: Path, capsys) -> None:
     results, per_image = tmp_path / "results", tmp_path / "per_image.tsv"
-    arguments = ["--data", str(faces), "--size", "128", "--bytes", "400,800", "--limit", "2"]
-    arguments += ["--peers", "JPEG,WebP", "--results", str(results), "--per-image", str(per_image)]
-    assert val_table.main(arguments) == 0
-    rows = read_tsv(results / "val-128.tsv")
-    codecs = [val_table.OURS, val_table.OURS_FAITHFUL, "JPEG", "WebP"]
-    assert [(int(row["budget"]), row["codec"]) for row in rows] == [
-        (budget, codec) for budget in (400, 800) for codec in codecs
+    arguments = ["--data", str(faces), "--split", "val", "--size", "64", "--limit", "2"]
+    arguments += ["--bytes", "300,500", "--bpp", "0.8", "--peers", "JPEG,WebP"]
+    arguments += ["--results", str(results), "--per-image", str(per_image)]
+    assert rate_distortion.main(arguments) == 0
+    printed = capsys.readouterr().out
+
+    rows = read_tsv(results / "val-64.tsv")
+    codecs = [measure.OURS, measure.OURS_FAITHFUL, "JPEG", "WebP"]
+    budgets = {"300 B": 300, "500 B": 500, "0.8 bpp": 409}
+    assert [(row["budget"], row["codec"]) for row in rows] == [
+        (budget, codec) for budget in budgets for codec in codecs
     ]
+    columns = [field.name for kind in (measure.Run, measure.Summary) for field in fields(kind)]
+    assert list(rows[0]) == columns
     records = read_tsv(per_image)
     assert len(records) == 2 * len(rows)
+    sharp, faithful = records[:2]  # one file, decoded twice
+    assert (sharp["codec"], faithful["codec"]) == (measure.OURS, measure.OURS_FAITHFUL)
+    assert sharp["bytes"] == faithful["bytes"]
+    assert sharp["psnr"] != faithful["psnr"]
     for row in rows:
         members = [
             record
             for record in records
             if (record["codec"], record["budget"]) == (row["codec"], row["budget"])
         ]
-        assert row["images"] == "2"
-        for name, mean in [("mean_bytes", "bytes"), ("psnr", "psnr"), ("identity", "identity")]:
-            values = [float(member[mean]) for member in members]
+        assert (row["images"], row["faces"]) == ("2", "2")
+        for name, column in [("mean_bytes", "bytes"), ("psnr", "psnr"), ("identity", "identity")]:
+            values = [float(member[column]) for member in members]
             assert float(row[name]) == pytest.approx(np.mean(values), rel=1e-3)
-        if row["codec"] != "JPEG":
-            assert all(int(member["bytes"]) <= int(row["budget"]) for member in members)
-    groups = read_tsv(results / "val-128-groups.tsv")
-    assert [(group["race"], group["gender"]) for group in groups] == [
-        ("X", "Female"),
-        ("Y", "Male"),
+        for member in members:
+            assert int(member["budget_bytes"]) == budgets[row["budget"]]
+            if row["codec"] != "JPEG":
+                assert int(member["bytes"]) <= budgets[row["budget"]]
+    assert printed.count("| 300 B | FaSDiff-Edge |") == 1
+    assert printed.count("| 300 B | recognition | FaSDiff-Edge |") == 1
+
+    best = read_tsv(results / "val-64-best-peers.tsv")
+    metric_names = ["psnr", "ssim", "identity", "recognition"]  # 64 pixels have no MS-SSIM
+    assert [(row["budget"], row["metric"]) for row in best] == [
+        (budget, metric) for budget in budgets for metric in metric_names
     ]
-    assert "WebP 800 B" in groups[0]
+    comparison = read_tsv(results / "val-64-comparison.tsv")
+    columns = [
+        field.name for kind in (measure.Run, rate_distortion.Comparison) for field in fields(kind)
+    ]
+    assert list(comparison[0]) == columns
+    assert len(comparison) == 3 * 6  # PSNR and SSIM once, identity and recognition twice
+    assert "targets: none" in printed  # not 256 x 256
+
+    again = tmp_path / "again"
+    rate_distortion.main(["--records", str(per_image), "--results", str(again)])
+    for path in results.iterdir():
+        assert path.read_bytes() == (again / path.name).read_bytes(), path.name
+    with PIL.Image.open(results / "val-64.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+        assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+
+def test_a_folder_of_any_pictures(tmp_path: Path, face: np.ndarray, capsys) -> None:
+    folder, per_image = tmp_path / "plain", tmp_path / "per_image.tsv"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    (folder / "noise.png").write_bytes(write_picture(noise, ".png"))
+    arguments = ["--data", str(folder), "--bpp", "1.5", "--peers", "JPEG"]
+    arguments += ["--results", str(tmp_path), "--per-image", str(per_image)]
+    assert rate_distortion.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert printed.count("| 400 B |") == len(codecs)
-    assert "| X | Female |" in printed
+    assert "plain: 1 image at their own size" in printed
+    assert "No face is found in 1 of 1 images" in printed
+    assert "dlib" not in printed
+    assert {row["metric"] for row in read_tsv(tmp_path / "plain-native-best-peers.tsv")} == {
+        "psnr",
+        "ssim",
+    }
+    row = read_tsv(tmp_path / "plain-native.tsv")[0]
+    assert (row["faces"], row["identity"], row["not_same"], row["recognition"]) == (
+        "0",
+        "nan",
+        "0",
+        "nan",
+    )
+    assert read_tsv(per_image)[0]["budget_bytes"] == "720"
+    with pytest.raises(SystemExit):
+        fairness.main(["--records", str(per_image), "--results", str(tmp_path)])
+    assert "there are no groups" in capsys.readouterr().err
 
 
-def test_ours_is_one_file_decoded_twice(faces: Path, tmp_path: Path) -> None:
-    per_image = tmp_path / "per_image.tsv"
-    arguments = ["--data", str(faces), "--size", "128", "--bytes", "700", "--limit", "1"]
-    arguments += ["--peers", "JPEG", "--results", str(tmp_path), "--per-image", str(per_image)]
-    val_table.main(arguments)
-    sharp, faithful = read_tsv(per_image)[:2]
-    assert (sharp["codec"], faithful["codec"]) == (val_table.OURS, val_table.OURS_FAITHFUL)
-    assert sharp["bytes"] == faithful["bytes"]
-    assert sharp["psnr"] != faithful["psnr"]
+def test_a_face_that_the_detector_misses_counts_where_landmarks_are_known(
+    faces: Path, tmp_path: Path, capsys
+) -> None:
+    hidden = np.full((256, 256, 3), 128, dtype=np.uint8)
+    (faces / "val" / "a.png").write_bytes(write_picture(hidden, ".png"))
+    arguments = ["--data", str(faces), "--split", "val", "--limit", "1", "--size", "64"]
+    arguments += ["--peers", "JPEG", "--bytes", "500", "--results", str(tmp_path)]
+    rate_distortion.main(arguments)
+    row = read_tsv(tmp_path / "val-64.tsv")[0]
+    assert (row["images"], row["faces"], row["detected"]) == ("1", "1", "0")
+    assert float(row["identity"]) >= 0.0
+    assert "1 faces are missed by the detector" in capsys.readouterr().out
 
 
-def test_val_table_in_two_processes_gives_the_same(faces: Path, tmp_path: Path) -> None:
+def test_two_processes_give_the_same(faces: Path, tmp_path: Path) -> None:
     arguments = ["--data", str(faces), "--size", "96", "--bytes", "600", "--peers", "WebP"]
+    arguments += ["--limit", "2"]
     for jobs in ("1", "2"):
-        val_table.main([*arguments, "--jobs", jobs, "--results", str(tmp_path / jobs)])
-    first, second = (tmp_path / jobs / "val-96.tsv" for jobs in ("1", "2"))
+        rate_distortion.main([*arguments, "--jobs", jobs, "--results", str(tmp_path / jobs)])
+    first, second = (tmp_path / jobs / "faces-96.tsv" for jobs in ("1", "2"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_val_table_names_an_unknown_peer(faces: Path) -> None:
-    with pytest.raises(SystemExit, match="no such peer here: GIF"):
-        val_table.main(["--data", str(faces), "--peers", "GIF"])
+def record(codec: str, distance: float = math.nan, **changes: object) -> measure.Record:
+    """A record of a face of 256x256 at 300 B, but for what is given."""
+    values: dict[str, object] = dict.fromkeys(("psnr", "ssim", "ms_ssim"), math.nan)
+    values |= {"file": "a", "race": "", "gender": "", "width": 256, "height": 256}
+    values |= {"codec": codec, "budget": "300 B", "budget_bytes": 300, "bytes": 300}
+    values |= {"ssimulacra2": math.nan, "identity": distance, "face": "detector", **changes}
+    return measure.Record(**values)
 
 
 def test_shares_count_what_they_say() -> None:
-    def record(file: str, size: int, distance: float) -> val_table.Record:
-        nan = float("nan")
-        return val_table.Record(
-            file, "", "", "JPEG", 300, size, 20.0, 0.5, nan, nan, distance, True
-        )
-
-    records = [record("a", 300, 0.59), record("b", 301, 0.6), record("c", 400, 0.9)]
-    summary = val_table.summarise(records)[0]
-    assert summary.share_over_budget == pytest.approx(2 / 3)
-    assert summary.share_not_same == pytest.approx(2 / 3)
+    rows = [
+        record("JPEG", 0.59, file="a", bytes=300),
+        record("JPEG", 0.6, file="b", bytes=301, face="landmarks"),
+        record("JPEG", 0.9, file="c", bytes=400),
+        record("JPEG", file="d", bytes=400, face="none"),
+    ]
+    (summary,) = measure.summarise(rows)
+    assert (summary.images, summary.faces, summary.detected) == (4, 3, 2)
+    assert summary.share_over_budget == pytest.approx(3 / 4)
+    assert summary.mean_bpp == pytest.approx(8 * 1401 / 4 / 65536)
+    assert summary.not_same == 2
+    assert summary.recognition == pytest.approx(1 / 3)
     assert summary.identity == pytest.approx((0.59 + 0.6 + 0.9) / 3)
-    assert "SSIMULACRA2" not in val_table.table([summary])[0]
+    (shown,) = rate_distortion.table([summary])
+    assert "SSIMULACRA2" not in shown
+    assert shown["distance >= 0.6"] == "2 of 3"
+
+
+def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = measure.Run("1.2.3", "00ff", "val", "256")
+    rows = [record("JPEG", 0.5999999, psnr=1 / 3), record("WebP", 0.6, face="none")]
+    measure.write_records(tmp_path / "r.tsv", run, rows)
+    again, read = measure.read_records(tmp_path / "r.tsv")
+    assert again == run
+    assert [str(row) for row in read] == [str(row) for row in rows]  # NaN is not equal to itself
+    (tmp_path / "other.tsv").write_text("file\tcodec\na\tJPEG\n")
+    with pytest.raises(ValueError, match="other.tsv"):
+        measure.read_records(tmp_path / "other.tsv")
+
+
+def means(codec: str, **figures: float) -> measure.Summary:
+    """The summary of one record."""
+    return measure.summarise([record(codec, figures.pop("identity", 0.4), **figures)])[0]
+
+
+def test_each_figure_has_a_best_peer_of_its_own() -> None:
+    summaries = [
+        means(measure.OURS, psnr=99.0, ssim=0.99, identity=0.01),
+        means(measure.OURS_FAITHFUL, psnr=99.0, ssim=0.99, identity=0.01),
+        means("JPEG", psnr=20.0, ssim=0.7, identity=0.7),
+        means("WebP", psnr=25.0, ssim=0.8, identity=0.5),
+        means("AVIF", psnr=24.0, ssim=0.9, identity=0.4),
+    ]
+    assert [
+        (metric.name, peer.codec) for metric, peer in rate_distortion.best_peers(summaries)
+    ] == [("psnr", "WebP"), ("ssim", "AVIF"), ("identity", "AVIF"), ("recognition", "WebP")]
+    assert fairness.best_by_identity(summaries) == {"300 B": "AVIF"}
+
+
+def compared(
+    with_targets: bool = True, budget: str = "300 B", **figures: tuple[float, float]
+) -> dict[tuple[str, str], rate_distortion.Comparison]:
+    """Ours against one peer, by figure and codec, from (ours, peer) a figure."""
+    rows = [
+        record(codec, **{name: pair[index] for name, pair in figures.items()}, budget=budget)
+        for codec, index in [(measure.OURS, 0), (measure.OURS_FAITHFUL, 0), ("WebP", 1)]
+    ]
+    asked = targets.targets_for(rows) if with_targets else {}
+    comparisons = rate_distortion.compare(measure.summarise(rows), asked)
+    return {(row.metric, row.codec): row for row in comparisons}
+
+
+def test_targets_are_met_or_missed_by_so_much() -> None:
+    both = (measure.OURS, measure.OURS_FAITHFUL)
+    rows = compared(psnr=(27.25, 25.0), distance=(0.24, 0.5))
+    gain = rows["PSNR", measure.OURS_FAITHFUL]
+    assert (gain.difference, gain.target, gain.verdict) == (2.25, ">= +2.0 dB", "met by 0.25 dB")
+    assert ("PSNR", measure.OURS) not in rows
+    for codec in both:
+        ratio = rows["dlib distance", codec]
+        assert ratio.ratio == pytest.approx(0.48)
+        assert (ratio.target, ratio.verdict) == ("<= 0.5x", "met by 0.02x")
+        assert rows["recognition", codec].target == ""
+    assert rate_distortion.verdict_line(list(rows.values())) == "targets: 3 of 3 met"
+
+    rows = compared(psnr=(26.5, 25.0), distance=(0.3, 0.5))
+    assert rows["PSNR", measure.OURS_FAITHFUL].verdict == "missed by 0.50 dB"
+    assert rows["dlib distance", measure.OURS].verdict == "missed by 0.10x"
+    line = rate_distortion.verdict_line(list(rows.values()))
+    assert line.startswith("targets: 0 of 3 met; 300 B PSNR (FaSDiff-Edge, realism 0) missed by")
+
+    assert compared(psnr=(25.5, 25.0), budget="1000 B")["PSNR", both[1]].verdict.startswith("met")
+    assert compared(psnr=(26.1, 25.0), budget="0.2 bpp")["PSNR", both[1]].verdict == (
+        "missed by 0.10 dB"
+    )
+    assert compared(psnr=(30.0, 25.0), budget="700 B")["PSNR", both[1]].verdict == ""
+    assert compared(psnr=(30.0, 25.0), with_targets=False)["PSNR", both[1]].verdict == ""
+
+
+def test_recognition_is_asked_for_where_the_peer_loses_any() -> None:
+    def rows(lost_by_ours: int, lost_by_peer: int) -> rate_distortion.Comparison:
+        records = [
+            record(codec, 0.7 if index < lost else 0.3, file=str(index), budget="0.1 bpp")
+            for codec, lost in [
+                (measure.OURS, lost_by_ours),
+                (measure.OURS_FAITHFUL, lost_by_ours),
+                ("WebP", lost_by_peer),
+            ]
+            for index in range(100)
+        ]
+        comparisons = rate_distortion.compare(measure.summarise(records), targets.TARGETS)
+        return next(row for row in comparisons if row.metric == "recognition")
+
+    assert rows(0, 0).verdict == ""
+    assert (rows(0, 2).target, rows(0, 2).verdict) == (">= +2.0 points", "met by 0.0 points")
+    assert (rows(1, 2).difference, rows(1, 2).verdict) == (
+        pytest.approx(1.0),
+        "missed by 1.0 points",
+    )
+    assert rows(3, 10).target == ">= +3.5 points"
+    assert rows(3, 10).verdict == "met by 3.5 points"
+
+
+def test_targets_are_for_one_size() -> None:
+    assert targets.targets_for([record("JPEG")]) == targets.TARGETS
+    assert targets.targets_for([record("JPEG"), record("JPEG", width=257)]) == {}
+
+
+def test_curves_say_where_nothing_was_measured(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "curves.png"
+    plots.draw_curves(path, [means("JPEG", psnr=20.0, ssim=0.5, identity=math.nan)], "one")
+    without = path.read_bytes()
+    plots.draw_curves(path, [means("JPEG", psnr=20.0, ssim=0.5, identity=0.3)], "one")
+    for data in (without, path.read_bytes()):
+        assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert without != path.read_bytes()
+
+
+# --- fairness ---
+
+
+def group_records() -> list[measure.Record]:
+    """Two groups of three and two faces; ours loses two of the first and one of the second."""
+    distances = {
+        "A": {measure.OURS: (0.7, 0.6, 0.2), measure.OURS_FAITHFUL: (0.3, 0.3, 0.3)},
+        "B": {measure.OURS: (0.6, 0.1), measure.OURS_FAITHFUL: (0.5, 0.1)},
+    }
+    for codecs in distances.values():
+        faces = len(codecs[measure.OURS])
+        codecs |= {"JPEG": (0.9,) * faces, "WebP": (0.4,) * faces}
+    return [
+        record(codec, distance, file=f"{race}{index}", race=race, gender="F", psnr=20.0 + index)
+        for race, codecs in distances.items()
+        for codec, values in codecs.items()
+        for index, distance in enumerate(values)
+    ]
+
+
+def test_groups_are_counted() -> None:
+    rows = fairness.group_rows(group_records())
+    assert [(row.codec, row.race) for row in rows] == [
+        (codec, race)
+        for codec in (measure.OURS, measure.OURS_FAITHFUL, "WebP")  # the better peer
+        for race in (fairness.EVERYONE, "A", "B")
+    ]
+    everyone, first, second = rows[:3]
+    assert (everyone.faces, everyone.not_same) == (5, 3)
+    assert everyone.identity == pytest.approx(0.44)
+    assert (first.group, first.faces, first.not_same, first.psnr) == ("A F", 3, 2, 21.0)
+    assert first.identity == pytest.approx(0.5)
+    assert first.ratio == pytest.approx(0.5 / 0.44)
+    assert (second.faces, second.not_same) == (2, 1)
+    worst = {row.codec: row.race for row in fairness.worst_groups(rows)}
+    assert worst == {measure.OURS: "A", measure.OURS_FAITHFUL: "A", "WebP": "A"}
+    assert [row.codec for row in fairness.group_rows(group_records(), ["JPEG"])] == ["JPEG"] * 3
+
+
+def test_groups_keep_to_their_target() -> None:
+    rows = fairness.group_rows(group_records())
+    line = fairness.verdict_line(rows, targets.TARGETS)
+    assert line.startswith("targets: 300 B FaSDiff-Edge missed by 1 (at most 2 of 3 faces")
+    assert "300 B FaSDiff-Edge, realism 0 met by 1 (at most 0 of 3" in line
+    assert fairness.verdict_line(rows, {}).startswith("targets: none")
+
+
+def test_fairness(faces: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--data", str(faces), "--split", "val", "--size", "64", "--bytes", "300"]
+    arguments += ["--peers", "JPEG", "--results", str(tmp_path)]
+    per_image = tmp_path / "per_image.tsv"
+    arguments += ["--per-image", str(per_image)]
+    assert fairness.main(arguments) == 0
+    rows = read_tsv(tmp_path / "val-64-groups.tsv")
+    assert list(rows[0]) == [
+        field.name for kind in (measure.Run, fairness.GroupRow) for field in fields(kind)
+    ]
+    assert [(row["race"], row["gender"], row["images"]) for row in rows[:3]] == [
+        ("all", "", "3"),
+        ("X", "Female", "2"),
+        ("Y", "Male", "1"),
+    ]
+    printed = capsys.readouterr().out
+    assert "| 300 B | FaSDiff-Edge | X | Female |" in printed
+    assert "worst at 300 B, FaSDiff-Edge:" in printed
+    assert "targets: none" in printed
+    with pytest.raises(SystemExit):
+        fairness.main(["--records", str(per_image), "--codecs", "GIF"])
+    assert "not measured: GIF" in capsys.readouterr().err
 
 
 # --- latency, tables ---
