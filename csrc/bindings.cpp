@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -252,7 +253,7 @@ py::array_t<double> PartBitsPy(const EntropyModel& model, const py::array& s, co
                                const py::array& y, int q) {
   const LatentSize size = SizeOf(model, y);
   const LatentsView latents = View(model, s, z, y, size);
-  py::array_t<double> bits(2 + 2 * model.num_groups);
+  py::array_t<double> bits(2 + model.num_passes());
   double* out = bits.mutable_data();
   Status status;
   {
@@ -264,11 +265,11 @@ py::array_t<double> PartBitsPy(const EntropyModel& model, const py::array& s, co
 }
 
 std::tuple<py::array_t<int32_t>, py::array_t<uint16_t>> IndexesPy(const EntropyModel& model,
+                                                                  const py::array& s,
                                                                   const py::array& z,
                                                                   const py::array& y, int q) {
   const LatentSize size = SizeOf(model, y);
-  const int32_t* z_data = Data<int32_t>(z, "z", {model.num_z, size.hz(), size.wz()});
-  const int32_t* y_data = static_cast<const int32_t*>(y.data());
+  const LatentsView latents = View(model, s, z, y, size);
   py::array_t<int32_t> base({model.num_y, size.hy, size.wy});
   py::array_t<uint16_t> table({model.num_y, size.hy, size.wy});
   int32_t* base_out = base.mutable_data();
@@ -276,15 +277,23 @@ std::tuple<py::array_t<int32_t>, py::array_t<uint16_t>> IndexesPy(const EntropyM
   Status status;
   {
     py::gil_scoped_release release;
-    status = PredictIndexes(model, z_data, y_data, size, q, base_out, table_out);
+    status = PredictIndexes(model, latents, size, q, base_out, table_out);
   }
   Check(status);
   return {std::move(base), std::move(table)};
 }
 
-py::array_t<int32_t> QuantiserTable(const EntropyModel& model, const std::vector<int32_t>& table) {
-  py::array_t<int32_t> out({model.num_q, model.num_y});
-  std::copy(table.begin(), table.end(), out.mutable_data());
+// Steps [num_q, channels] of a latent; all 4096, one unit a symbol, where the model has no
+// quantiser.
+py::array_t<int32_t> StepTable(const EntropyModel& model, const Quantiser& quantiser,
+                               int channels) {
+  py::array_t<int32_t> out({model.num_q, channels});
+  int32_t* to = out.mutable_data();
+  if (quantiser.step.empty()) {
+    std::fill(to, to + out.size(), 1 << 12);
+  } else {
+    std::copy(quantiser.step.begin(), quantiser.step.end(), to);
+  }
   return out;
 }
 
@@ -317,21 +326,29 @@ PYBIND11_MODULE(_core, m) {
       .def_readonly("num_y", &EntropyModel::num_y)
       .def_readonly("num_q", &EntropyModel::num_q)
       .def_readonly("num_groups", &EntropyModel::num_groups)
+      .def_property_readonly("num_passes", &EntropyModel::num_passes)
       .def_readonly("num_scales", &EntropyModel::num_scales)
       .def_property_readonly("num_tables", [](const EntropyModel& e) { return e.tables.size(); })
       .def_property_readonly("group_sizes",
                              [](const EntropyModel& e) {
                                return std::vector<int>(e.group_size, e.group_size + e.num_groups);
                              })
-      .def_property_readonly("step",
-                             [](const EntropyModel& e) { return QuantiserTable(e, e.step); })
-      .def_property_readonly("gain",
-                             [](const EntropyModel& e) { return QuantiserTable(e, e.gain); })
+      .def_property_readonly("group_scans",
+                             [](const EntropyModel& e) {
+                               return std::vector<int>(e.group_scan, e.group_scan + e.num_groups);
+                             })
+      .def_readonly("version", &EntropyModel::version)
+      .def_property_readonly("s_step",
+                             [](const EntropyModel& e) { return StepTable(e, e.s, e.num_s); })
+      .def_property_readonly("z_step",
+                             [](const EntropyModel& e) { return StepTable(e, e.z, e.num_z); })
+      .def_property_readonly("y_step",
+                             [](const EntropyModel& e) { return StepTable(e, e.y, e.num_y); })
       .def("encode", &EncodePy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
       .def("decode", &DecodePy, py::arg("payload"), py::arg("q"), py::arg("hy"), py::arg("wy"),
            py::arg("truncated_ok") = false)
       .def("part_bits", &PartBitsPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
-      .def("indexes", &IndexesPy, py::arg("z"), py::arg("y"), py::arg("q"));
+      .def("indexes", &IndexesPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"));
 
   m.def("range_encode", &RangeEncodePy, py::arg("symbols"), py::arg("table_indexes"),
         py::arg("model"));

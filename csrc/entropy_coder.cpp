@@ -7,12 +7,36 @@ namespace {
 
 constexpr int kMaxActivation = 127;
 
+// symbol = base + a value of the table; `likely` stands in where a cut stream says nothing.
 struct Prediction {
-  int32_t mean4 = 0;   // The mean in quarter symbols.
-  uint16_t table = 0;  // Its low two bits are the quarter that is left: 4 * scale index + quarter.
-
-  int32_t base() const { return mean4 >> 2; }
+  int32_t base = 0;
+  int32_t likely = 0;
+  uint16_t table = 0;
 };
+
+Prediction Predict(const EntropyModel& model, const StaticCode& code) {
+  Prediction p;
+  p.base = code.base;
+  p.table = code.table;
+  p.likely = code.base + MostProbableValue(model.tables[code.table]);
+  return p;
+}
+
+// From a network's mean and scale of channel c.
+Prediction Predict(const EntropyModel& model, const Quantiser& quantiser, int q, int c,
+                   int64_t mean, int64_t scale) {
+  const size_t at = quantiser.At(q, c);
+  // The mean in quarter symbols.
+  const int32_t mean4 = static_cast<int32_t>(
+      Clamp<int64_t>(RoundShift(mean * quantiser.gain[at], model.mean_shift), -32768, 32767));
+  const int64_t scale_index = Clamp<int64_t>(
+      RoundShift(scale + quantiser.index_offset[at], model.scale_shift), 0, model.num_scales - 1);
+  Prediction p;
+  p.base = mean4 >> 2;
+  p.likely = (mean4 + 2) >> 2;
+  p.table = static_cast<uint16_t>(4 * scale_index + (mean4 & 3));
+  return p;
+}
 
 int16_t ClampActivation(int64_t v) {
   return static_cast<int16_t>(Clamp<int64_t>(v, -kMaxActivation, kMaxActivation));
@@ -23,114 +47,231 @@ bool InSymbolRange(const int32_t* symbols, size_t count) {
                      [](int32_t v) { return v >= kMinSymbol && v <= kMaxSymbol; });
 }
 
-// Runs the networks in decoding order. For each pass p = 0, 1, ...: Predict(p), then At(...) for
-// the positions of the pass, then Learn(p, y) with the pass's symbols in y.
+// Channels of integers, channel-innermost, zero until they are set.
+class Map {
+ public:
+  Map(int height, int width, int channels)
+      : height_(height),
+        width_(width),
+        stride_(PadChannels(channels)),
+        values_(
+            static_cast<size_t>(height) * static_cast<size_t>(width) * static_cast<size_t>(stride_),
+            0) {}
+
+  int16_t* At(size_t position) { return values_.data() + position * static_cast<size_t>(stride_); }
+  const int16_t* At(size_t position) const {
+    return values_.data() + position * static_cast<size_t>(stride_);
+  }
+
+  void Run(const IntegerNet& net, Half half, Map* out, IntegerNet::Scratch* scratch) const {
+    net.Run(values_.data(), stride_, height_, width_, half, out->values_.data(), out->stride_,
+            scratch);
+  }
+
+ private:
+  int height_, width_, stride_;
+  std::vector<int16_t> values_;
+};
+
+// Runs the networks in decoding order. SAt and LearnS for each component of s; BeginZ, then z pass
+// by pass; BeginY, then y pass by pass. For each pass: PredictZ or PredictY, then ZAt or YAt for
+// its positions, each followed by LearnZ or LearnY with the symbol.
 class Predictor {
  public:
   Predictor(const EntropyModel& model, LatentSize size, int q)
       : model_(model),
         size_(size),
         q_(q),
-        stride_(PadChannels(model.num_features + model.num_y)),
-        input_(size.y_plane() * static_cast<size_t>(stride_), 0) {}
+        planes_(model.version == 1 ? 1 : kNumPlanes),
+        semantics_(model.version == 1 ? 0 : model.num_s),
+        s_context_(static_cast<size_t>(semantics_), 0),
+        z_input_(size.hz(), size.wz(), planes_ + semantics_ + model.num_z),
+        y_input_(size.hy, size.wy, model.num_features + model.num_y),
+        z_output_(size.hz(), size.wz(), 2 * model.num_z),
+        y_output_(size.hy, size.wy, 2 * LargestGroup(model)) {}
 
-  // Features from z: the network h_s_z at z's size, up-sampled four times, the quality, h_s_y.
-  void Begin(const int32_t* z) {
-    const int z_stride = PadChannels(model_.num_z);
-    std::vector<int16_t> a(size_.z_plane() * static_cast<size_t>(z_stride), 0);
-    for (int c = 0; c < model_.num_z; ++c) {
-      for (size_t at = 0; at < size_.z_plane(); ++at) {
-        a[at * static_cast<size_t>(z_stride) + static_cast<size_t>(c)] =
-            ClampActivation(int64_t{*z++} * (1 << model_.z_shift));
+  Prediction SAt(int c) const {
+    const size_t at = static_cast<size_t>(c);
+    if (model_.version == 1) return Predict(model_, model_.s_code[at]);
+    return Predict(model_, model_.s, q_, c, model_.s_mean[at], model_.s_scale[at]);
+  }
+
+  void LearnS(int c, int32_t symbol) {
+    if (model_.version != 1) s_context_[static_cast<size_t>(c)] = Context(model_.s, c, symbol);
+  }
+
+  // Planes and semantics at every position of z; all of s is known.
+  void BeginZ() {
+    for (int i = 0; i < size_.hz(); ++i) {
+      for (int j = 0; j < size_.wz(); ++j) {
+        int16_t* to = z_input_.At(Position(i, j, size_.wz()));
+        SetPlanes(i, j, size_.hz(), size_.wz(), to);
+        std::copy(s_context_.begin(), s_context_.end(), to + planes_);
       }
+    }
+  }
+
+  void PredictZ(int pass, Lattice lattice) {
+    if (model_.version == 1) return;
+    z_input_.Run(model_.z_passes[pass], HalfOf(lattice), &z_output_, &scratch_);
+  }
+
+  Prediction ZAt(int c, size_t at) const {
+    if (model_.version == 1) return Predict(model_, model_.z_code[static_cast<size_t>(c)]);
+    const int16_t* out = z_output_.At(at);
+    return Predict(model_, model_.z, q_, c, out[c], out[model_.num_z + c]);
+  }
+
+  void LearnZ(int c, size_t at, int32_t symbol) {
+    z_input_.At(at)[planes_ + semantics_ + c] =
+        model_.version == 1 ? ClampActivation(int64_t{symbol} * (1 << model_.z_shift))
+                            : Context(model_.z, c, symbol);
+  }
+
+  // Features: h_s_z of z and s, up-sampled four times, with planes through h_s_y; all of z is
+  // known.
+  void BeginY() {
+    Map a(size_.hz(), size_.wz(), model_.num_z + semantics_);
+    for (size_t at = 0; at < size_.z_plane(); ++at) {
+      const int16_t* z = z_input_.At(at) + planes_ + semantics_;
+      int16_t* to = std::copy(z, z + model_.num_z, a.At(at));
+      std::copy(s_context_.begin(), s_context_.end(), to);
     }
     const int u_channels = model_.h_s_z.cout();
-    const int u_stride = PadChannels(u_channels);
-    std::vector<int16_t> u(size_.z_plane() * static_cast<size_t>(u_stride), 0);
-    model_.h_s_z.Run(a.data(), z_stride, size_.hz(), size_.wz(), Half::kAll, u.data(), u_stride,
-                     &scratch_);
-    const int v_stride = PadChannels(u_channels + 1);
-    std::vector<int16_t> v(size_.y_plane() * static_cast<size_t>(v_stride), 0);
-    int16_t* to = v.data();
+    Map u(size_.hz(), size_.wz(), u_channels);
+    a.Run(model_.h_s_z, Half::kAll, &u, &scratch_);
+    Map v(size_.hy, size_.wy, u_channels + planes_);
     for (int i = 0; i < size_.hy; ++i) {
-      for (int j = 0; j < size_.wy; ++j, to += v_stride) {
-        const int16_t* from =
-            u.data() + (static_cast<ptrdiff_t>(i >> 2) * size_.wz() + (j >> 2)) * u_stride;
-        std::copy(from, from + u_channels, to);
-        to[u_channels] = static_cast<int16_t>(q_ >> 1);
+      for (int j = 0; j < size_.wy; ++j) {
+        const int16_t* from = u.At(Position(i >> 2, j >> 2, size_.wz()));
+        int16_t* to = std::copy(from, from + u_channels, v.At(Position(i, j, size_.wy)));
+        SetPlanes(i, j, size_.hy, size_.wy, to);
       }
     }
-    model_.h_s_y.Run(v.data(), v_stride, size_.hy, size_.wy, Half::kAll, input_.data(), stride_,
-                     &scratch_);
+    v.Run(model_.h_s_y, Half::kAll, &y_input_, &scratch_);
   }
 
-  void Predict(int pass) {
-    const IntegerNet& net = model_.passes[static_cast<size_t>(pass)];
-    output_stride_ = PadChannels(net.cout());
-    output_.resize(size_.y_plane() * static_cast<size_t>(output_stride_));
-    net.Run(input_.data(), stride_, size_.hy, size_.wy, pass % 2 == 0 ? Half::kEven : Half::kOdd,
-            output_.data(), output_stride_, &scratch_);
+  void PredictY(int pass, Lattice lattice) {
+    y_input_.Run(model_.passes[static_cast<size_t>(pass)], HalfOf(lattice), &y_output_, &scratch_);
   }
 
-  // What the last Predict says about channel `c` at raster position `at`.
+  // What the last PredictY says about channel `c` at raster position `at`.
   // `group_channel` is c minus the first channel of its group, which has `group_size` channels.
-  Prediction At(int c, int group_channel, int group_size, size_t at) const {
-    const int16_t* out = output_.data() + at * static_cast<size_t>(output_stride_);
-    const int64_t mean = out[group_channel];
-    const int32_t scale = out[group_size + group_channel];
-    Prediction p;
-    p.mean4 = static_cast<int32_t>(Clamp<int64_t>(
-        RoundShift(mean * model_.Row(model_.gain, q_)[c], model_.mean_shift), -32768, 32767));
-    const int64_t scale_index = Clamp<int64_t>(
-        RoundShift(scale + model_.Row(model_.index_offset, q_)[c], model_.scale_shift), 0,
-        model_.num_scales - 1);
-    p.table = static_cast<uint16_t>(4 * scale_index + (p.mean4 & 3));
-    return p;
+  Prediction YAt(int c, int group_channel, int group_size, size_t at) const {
+    const int16_t* out = y_output_.At(at);
+    return Predict(model_, model_.y, q_, c, out[group_channel], out[group_size + group_channel]);
   }
 
-  // Adds one symbol to the context of later passes.
-  void Learn(int c, size_t at, int32_t symbol) {
-    const int64_t value = int64_t{symbol} * model_.Row(model_.step, q_)[c];
-    input_[at * static_cast<size_t>(stride_) + static_cast<size_t>(model_.num_features + c)] =
-        ClampActivation(RoundShift(value, model_.ctx_shift));
+  void LearnY(int c, size_t at, int32_t symbol) {
+    y_input_.At(at)[model_.num_features + c] = Context(model_.y, c, symbol);
   }
 
  private:
+  // The smallest half that holds a lattice.
+  static Half HalfOf(Lattice lattice) {
+    if (lattice == Lattice::kAll) return Half::kAll;
+    return lattice == Lattice::kOdd ? Half::kOdd : Half::kEven;
+  }
+
+  static int LargestGroup(const EntropyModel& model) {
+    return *std::max_element(model.group_size, model.group_size + model.num_groups);
+  }
+
+  static size_t Position(int i, int j, int width) {
+    return static_cast<size_t>(i) * static_cast<size_t>(width) + static_cast<size_t>(j);
+  }
+
+  // A symbol as the networks see it.
+  int16_t Context(const Quantiser& quantiser, int c, int32_t symbol) const {
+    const int64_t value = int64_t{symbol} * quantiser.step[quantiser.At(q_, c)];
+    return ClampActivation(RoundShift(value, model_.ctx_shift));
+  }
+
+  // The quality; where the position lies in the image, on -64..63; the size of y.
+  void SetPlanes(int i, int j, int rows, int columns, int16_t* to) const {
+    to[0] = static_cast<int16_t>(q_ >> 1);
+    if (planes_ == 1) return;
+    to[1] = static_cast<int16_t>((2 * i + 1) * 64 / rows - 64);
+    to[2] = static_cast<int16_t>((2 * j + 1) * 64 / columns - 64);
+    to[3] = static_cast<int16_t>(std::min(kMaxActivation, 4 * size_.hy));
+    to[4] = static_cast<int16_t>(std::min(kMaxActivation, 4 * size_.wy));
+  }
+
   const EntropyModel& model_;
   const LatentSize size_;
   const int q_;
-  const int stride_;
-  std::vector<int16_t> input_;  // [hy, wy, stride_]: features, then the context of each channel.
-  std::vector<int16_t> output_;
-  int output_stride_ = 0;
+  const int planes_, semantics_;
+  std::vector<int16_t> s_context_;
+  Map z_input_;  // Planes, semantics, then the context of each channel of z.
+  Map y_input_;  // Features, then the context of each channel of y.
+  Map z_output_, y_output_;
   IntegerNet::Scratch scratch_;
 };
 
-// Calls visit(pass, channel, raster position, prediction) -> symbol for all of y in coding order.
-// A false from *go stops it.
+// Calls visit(raster position) -> Status for the positions of a lattice until it fails.
 template <typename Visit>
-Status ForEachLatent(const EntropyModel& model, LatentSize size, int q, const int32_t* z,
-                     const Visit& visit) {
+Status ForEachPosition(int height, int width, Lattice lattice, const Visit& visit) {
+  const bool quarter = lattice == Lattice::kEvenEven || lattice == Lattice::kOddOdd;
+  const int first_row = lattice == Lattice::kOddOdd ? 1 : 0;
+  for (int i = first_row; i < height; i += quarter ? 2 : 1) {
+    int first = 0;
+    if (lattice == Lattice::kEven) first = i % 2;
+    if (lattice == Lattice::kOdd) first = 1 - i % 2;
+    if (lattice == Lattice::kOddOdd) first = 1;
+    for (int j = first; j < width; j += lattice == Lattice::kAll ? 1 : 2) {
+      const Status status =
+          visit(static_cast<size_t>(i) * static_cast<size_t>(width) + static_cast<size_t>(j));
+      if (status != Status::kOk) return status;
+    }
+  }
+  return Status::kOk;
+}
+
+// Calls visit(part, index, prediction, &symbol) for all symbols in coding order. Part 0 is s, part
+// 1 z, part 2 + p pass p of y; the index counts in the C-contiguous array of s, z or y.
+template <typename Visit>
+Status ForEachSymbol(const EntropyModel& model, LatentSize size, int q, const Visit& visit) {
   Predictor predictor(model, size, q);
-  predictor.Begin(z);
+  Status status = Status::kOk;
+  for (int c = 0; c < model.num_s; ++c) {
+    int32_t symbol = 0;
+    status = visit(0, static_cast<size_t>(c), predictor.SAt(c), &symbol);
+    if (status != Status::kOk) return status;
+    predictor.LearnS(c, symbol);
+  }
+  predictor.BeginZ();
+  const int z_scan = model.version == 1 ? 1 : 2;
+  for (int pass = 0; pass < z_scan; ++pass) {
+    const Lattice lattice = LatticeOf(z_scan, pass);
+    predictor.PredictZ(pass, lattice);
+    for (int c = 0; c < model.num_z; ++c) {
+      status = ForEachPosition(size.hz(), size.wz(), lattice, [&](size_t at) {
+        int32_t symbol = 0;
+        const Status got =
+            visit(1, static_cast<size_t>(c) * size.z_plane() + at, predictor.ZAt(c, at), &symbol);
+        predictor.LearnZ(c, at, symbol);
+        return got;
+      });
+      if (status != Status::kOk) return status;
+    }
+  }
+  predictor.BeginY();
   int first = 0;
+  int pass = 0;
   for (int g = 0; g < model.num_groups; ++g) {
     const int group_size = model.group_size[g];
-    for (int h = 0; h < 2; ++h) {
-      const int pass = 2 * g + h;
-      predictor.Predict(pass);
+    for (int step = 0; step < model.group_scan[g]; ++step, ++pass) {
+      const Lattice lattice = LatticeOf(model.group_scan[g], step);
+      predictor.PredictY(pass, lattice);
       for (int c = 0; c < group_size; ++c) {
-        for (int i = 0; i < size.hy; ++i) {
-          for (int j = (i + h) % 2; j < size.wy; j += 2) {
-            const size_t at =
-                static_cast<size_t>(i) * static_cast<size_t>(size.wy) + static_cast<size_t>(j);
-            int32_t symbol = 0;
-            const Status status =
-                visit(pass, first + c, at, predictor.At(first + c, c, group_size, at), &symbol);
-            if (status != Status::kOk) return status;
-            predictor.Learn(first + c, at, symbol);
-          }
-        }
+        status = ForEachPosition(size.hy, size.wy, lattice, [&](size_t at) {
+          int32_t symbol = 0;
+          const Status got = visit(2 + pass, static_cast<size_t>(first + c) * size.y_plane() + at,
+                                   predictor.YAt(first + c, c, group_size, at), &symbol);
+          predictor.LearnY(first + c, at, symbol);
+          return got;
+        });
+        if (status != Status::kOk) return status;
       }
     }
     first += group_size;
@@ -149,20 +290,20 @@ class ValueSource {
   ValueSource(const uint8_t* payload, size_t size, bool fill_missing)
       : decoder_(payload, size, fill_missing), fill_missing_(fill_missing) {}
 
-  // One symbol: base plus a value of `table`, or `fallback` where the payload was cut.
-  Status Get(const CdfTable& table, int32_t base, int32_t fallback, int32_t* symbol) {
+  // One symbol, or the likely one where the payload was cut.
+  Status Get(const EntropyModel& model, const Prediction& p, int32_t* symbol) {
     if (!cut_) {
       int32_t value = 0;
-      const Status status = DecodeValue(table, &decoder_, &value);
+      const Status status = DecodeValue(model.tables[p.table], &decoder_, &value);
       if (status == Status::kOk) {
-        *symbol = base + value;
+        *symbol = p.base + value;
         const bool in_range = *symbol >= kMinSymbol && *symbol <= kMaxSymbol;
         return in_range ? Status::kOk : Status::kStreamSymbolOutOfRange;
       }
       if (status != Status::kStreamTruncated || !fill_missing_) return status;
       cut_ = true;
     }
-    *symbol = Clamp(fallback, kMinSymbol, kMaxSymbol);
+    *symbol = Clamp(p.likely, kMinSymbol, kMaxSymbol);
     return Status::kOk;
   }
 
@@ -176,29 +317,23 @@ class ValueSource {
 
 Status DecodeFrom(ValueSource* source, const EntropyModel& model, LatentSize size, int q,
                   int32_t* s, int32_t* z, int32_t* y) {
-  const auto get_static = [&](const StaticCode& code, int32_t* symbol) {
-    const CdfTable& table = model.tables[code.table];
-    return source->Get(table, code.base, code.base + MostProbableValue(table), symbol);
-  };
-  Status status = Status::kOk;
-  for (size_t i = 0; i < model.s_code.size(); ++i) {
-    status = get_static(model.s_code[i], &s[i]);
-    if (status != Status::kOk) return status;
-  }
-  int32_t* to = z;
-  for (const StaticCode& code : model.z_code) {
-    for (size_t at = 0; at < size.z_plane(); ++at) {
-      status = get_static(code, to++);
-      if (status != Status::kOk) return status;
-    }
-  }
-  status = ForEachLatent(
-      model, size, q, z, [&](int, int c, size_t at, const Prediction& p, int32_t* symbol) {
-        const Status got = source->Get(model.tables[p.table], p.base(), (p.mean4 + 2) >> 2, symbol);
-        y[static_cast<size_t>(c) * size.y_plane() + at] = *symbol;
+  const Status status =
+      ForEachSymbol(model, size, q, [&](int part, size_t at, const Prediction& p, int32_t* symbol) {
+        const Status got = source->Get(model, p, symbol);
+        (part == 0 ? s : part == 1 ? z : y)[at] = *symbol;
         return got;
       });
   return status == Status::kOk ? source->Finish() : status;
+}
+
+const int32_t* Source(const LatentsView& latents, int part) {
+  return part == 0 ? latents.s : part == 1 ? latents.z : latents.y;
+}
+
+bool AllInRange(const EntropyModel& model, const LatentsView& latents, LatentSize size) {
+  return InSymbolRange(latents.s, static_cast<size_t>(model.num_s)) &&
+         InSymbolRange(latents.z, static_cast<size_t>(model.num_z) * size.z_plane()) &&
+         InSymbolRange(latents.y, static_cast<size_t>(model.num_y) * size.y_plane());
 }
 
 class EncoderSink : public ValueSink {
@@ -218,27 +353,11 @@ Status VisitValues(const EntropyModel& model, const LatentsView& latents, Latent
                    ValueSink* sink) {
   const Status status = CheckArguments(size, model, q);
   if (status != Status::kOk) return status;
-  const size_t num_s = model.s_code.size();
-  const size_t num_z = model.z_code.size() * size.z_plane();
-  const size_t num_y = static_cast<size_t>(model.num_y) * size.y_plane();
-  if (!InSymbolRange(latents.s, num_s) || !InSymbolRange(latents.z, num_z) ||
-      !InSymbolRange(latents.y, num_y)) {
-    return Status::kSymbolOutOfRange;
-  }
-  for (size_t i = 0; i < num_s; ++i) {
-    const StaticCode& code = model.s_code[i];
-    sink->Put(0, model.tables[code.table], latents.s[i] - code.base);
-  }
-  const int32_t* from = latents.z;
-  for (const StaticCode& code : model.z_code) {
-    for (size_t at = 0; at < size.z_plane(); ++at) {
-      sink->Put(1, model.tables[code.table], *from++ - code.base);
-    }
-  }
-  return ForEachLatent(model, size, q, latents.z,
-                       [&](int pass, int c, size_t at, const Prediction& p, int32_t* symbol) {
-                         *symbol = latents.y[static_cast<size_t>(c) * size.y_plane() + at];
-                         sink->Put(2 + pass, model.tables[p.table], *symbol - p.base());
+  if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
+  return ForEachSymbol(model, size, q,
+                       [&](int part, size_t at, const Prediction& p, int32_t* symbol) {
+                         *symbol = Source(latents, part)[at];
+                         sink->Put(part, model.tables[p.table], *symbol - p.base);
                          return Status::kOk;
                        });
 }
@@ -264,20 +383,18 @@ Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t p
   return DecodeFrom(&lenient, model, size, q, s, z, y);
 }
 
-Status PredictIndexes(const EntropyModel& model, const int32_t* z, const int32_t* y,
-                      LatentSize size, int q, int32_t* base, uint16_t* table) {
+Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
+                      int32_t* base, uint16_t* table) {
   const Status status = CheckArguments(size, model, q);
   if (status != Status::kOk) return status;
-  if (!InSymbolRange(z, model.z_code.size() * size.z_plane()) ||
-      !InSymbolRange(y, static_cast<size_t>(model.num_y) * size.y_plane())) {
-    return Status::kSymbolOutOfRange;
-  }
-  return ForEachLatent(model, size, q, z,
-                       [&](int, int c, size_t at, const Prediction& p, int32_t* symbol) {
-                         const size_t index = static_cast<size_t>(c) * size.y_plane() + at;
-                         base[index] = p.base();
-                         table[index] = p.table;
-                         *symbol = y[index];
+  if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
+  return ForEachSymbol(model, size, q,
+                       [&](int part, size_t at, const Prediction& p, int32_t* symbol) {
+                         *symbol = Source(latents, part)[at];
+                         if (part >= 2) {
+                           base[at] = p.base;
+                           table[at] = p.table;
+                         }
                          return Status::kOk;
                        });
 }

@@ -1,9 +1,9 @@
 // Latents <-> payload under an EntropyModel. Integers only: the same bytes on every device.
 //
-// Order in the one range-coded stream: the components of s; z channel by channel in raster order;
-// then for each group of channels of y the positions with (i + j) even and then the odd ones
-// (a "pass"), channel by channel in raster order. Each pass is predicted by its network from what
-// was decoded before it.
+// Order in the one range-coded stream: the components of s; z in two passes; then each group of
+// channels of y in its passes. A pass codes the positions of its Lattice, channel by channel in
+// raster order, and is predicted by its network from what was decoded before it. (Under a model
+// file of version 1, z comes in one raster scan per channel.)
 //
 // Shapes: s [S], z [Cz, hz, wz], y [Cy, hy, wy], int32 and C-contiguous, with hz = ceil(hy / 4).
 #ifndef FASDIFF_CSRC_ENTROPY_CODER_H_
@@ -57,7 +57,8 @@ Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, Late
 // are bounded by the model and `size`, whatever the payload says.
 //
 // With `truncated_ok` a payload that was cut still gives kOk: what its bytes do not determine is
-// filled in: s and z with the most probable symbol, y with the predicted mean.
+// filled in with the predicted mean (under a model file of version 1, s and z with the most
+// probable symbol).
 //
 // kBadLatentShape, kBadQuality and the kStream... statuses.
 Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t payload_size,
@@ -65,8 +66,8 @@ Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t p
 
 // What a decoder uses for each symbol of y: base and table are [Cy, hy, wy] like y.
 // kBadLatentShape, kBadQuality, kSymbolOutOfRange.
-Status PredictIndexes(const EntropyModel& model, const int32_t* z, const int32_t* y,
-                      LatentSize size, int q, int32_t* base, uint16_t* table);
+Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
+                      int32_t* base, uint16_t* table);
 
 }  // namespace fasdiff
 

@@ -6,10 +6,10 @@
 namespace fasdiff {
 namespace {
 
-constexpr uint8_t kMagic[8] = {'F', 'S', 'D', 'E', 'M', 0, 0, 1};
+constexpr uint8_t kMagic[7] = {'F', 'S', 'D', 'E', 'M', 0, 0};  // Then the version.
 constexpr int32_t kStepLimit = 1 << 24;
 constexpr int32_t kGainLimit = 1 << 20;
-constexpr int kMaxActivation = 127;  // Of contexts, z and the quality plane.
+constexpr int kMaxActivation = 127;  // Of contexts and planes.
 
 // Little-endian reads that stop at the end: a short read gives zero and clears ok().
 class ByteReader {
@@ -55,6 +55,9 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   const uint8_t* magic = in->Take(sizeof(kMagic));
   if (magic == nullptr) return Status::kModelTruncated;
   if (std::memcmp(magic, kMagic, sizeof(kMagic)) != 0) return Status::kModelBadMagic;
+  m->version = in->U8();
+  if (!in->ok()) return Status::kModelTruncated;
+  if (m->version != 1 && m->version != 2) return Status::kModelBadMagic;
   m->num_s = in->U16();
   m->num_z = in->U16();
   m->num_y = in->U16();
@@ -66,20 +69,21 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
     return Status::kModelBadCounts;
   }
   int sum = 0;
-  bool empty_group = false;
+  bool bad_group = false;
   for (int g = 0; g < m->num_groups; ++g) {
     m->group_size[g] = in->U16();
+    m->group_scan[g] = m->version == 1 ? 2 : in->U8();
     sum += m->group_size[g];
-    empty_group = empty_group || m->group_size[g] == 0;
+    bad_group = bad_group || m->group_size[g] == 0 || !InRange(m->group_scan[g], 1, kMaxScan);
   }
   m->num_q = in->U16();
   m->num_scales = in->U16();
   m->ctx_shift = in->U8();
   m->mean_shift = in->U8();
   m->scale_shift = in->U8();
-  m->z_shift = in->U8();
+  if (m->version == 1) m->z_shift = in->U8();
   if (!in->ok()) return Status::kModelTruncated;
-  if (sum != m->num_y || empty_group) return Status::kModelBadGroups;
+  if (sum != m->num_y || bad_group) return Status::kModelBadGroups;
   if (m->num_q != kNumQualities || !InRange(m->num_scales, 1, 256)) return Status::kModelBadCounts;
   if (m->ctx_shift > 24 || m->mean_shift > 24 || m->scale_shift > 24 || m->z_shift > 7) {
     return Status::kModelBadShift;
@@ -121,21 +125,30 @@ Status ParseStaticCodes(ByteReader* in, size_t num_tables, int count,
   return Status::kOk;
 }
 
-Status ParseQuantiser(ByteReader* in, EntropyModel* m) {
-  const size_t count = static_cast<size_t>(m->num_q) * static_cast<size_t>(m->num_y);
+Status ParsePriorOfS(ByteReader* in, EntropyModel* m) {
+  for (std::vector<int16_t>* values : {&m->s_mean, &m->s_scale}) {
+    values->resize(static_cast<size_t>(m->num_s));
+    for (int16_t& value : *values) value = in->I16();
+  }
+  return in->ok() ? Status::kOk : Status::kModelTruncated;
+}
+
+Status ParseQuantiser(ByteReader* in, int num_q, int channels, Quantiser* quantiser) {
+  const size_t count = static_cast<size_t>(num_q) * static_cast<size_t>(channels);
   if (in->left() < count * (4 + 4 + 2)) return Status::kModelTruncated;
-  m->step.resize(count);
-  m->gain.resize(count);
-  m->index_offset.resize(count);
-  for (int32_t& step : m->step) {
+  quantiser->channels = channels;
+  quantiser->step.resize(count);
+  quantiser->gain.resize(count);
+  quantiser->index_offset.resize(count);
+  for (int32_t& step : quantiser->step) {
     step = in->I32();
     if (step < 1 || step >= kStepLimit) return Status::kModelBadQuantiser;
   }
-  for (int32_t& gain : m->gain) {
+  for (int32_t& gain : quantiser->gain) {
     gain = in->I32();
     if (gain < 1 || gain >= kGainLimit) return Status::kModelBadQuantiser;
   }
-  for (int16_t& offset : m->index_offset) offset = in->I16();
+  for (int16_t& offset : quantiser->index_offset) offset = in->I16();
   return Status::kOk;
 }
 
@@ -176,41 +189,68 @@ Status ParseNet(ByteReader* in, int cin, int cout, int max_input, IntegerNet* ne
 }
 
 Status ParseNets(ByteReader* in, EntropyModel* m) {
-  Status status = ParseNet(in, m->num_z, 0, kMaxActivation, &m->h_s_z);
-  if (status != Status::kOk) return status;
   const auto at_least_activation = [](int v) { return v > kMaxActivation ? v : kMaxActivation; };
-  status = ParseNet(in, m->h_s_z.cout() + 1, m->num_features,
+  const int planes = m->version == 1 ? 1 : kNumPlanes;
+  const int semantics = m->version == 1 ? 0 : m->num_s;
+  Status status = Status::kOk;
+  for (int h = 0; h < 2 && m->version != 1; ++h) {
+    status = ParseNet(in, planes + semantics + (h == 0 ? 0 : m->num_z), 2 * m->num_z,
+                      kMaxActivation, &m->z_passes[h]);
+    if (status != Status::kOk) return status;
+  }
+  status = ParseNet(in, m->num_z + semantics, 0, kMaxActivation, &m->h_s_z);
+  if (status != Status::kOk) return status;
+  status = ParseNet(in, m->h_s_z.cout() + planes, m->num_features,
                     at_least_activation(m->h_s_z.max_output()), &m->h_s_y);
   if (status != Status::kOk) return status;
   const int max_input = at_least_activation(m->h_s_y.max_output());
-  m->passes.resize(2 * static_cast<size_t>(m->num_groups));
-  int cin = m->num_features;
+  m->passes.resize(static_cast<size_t>(m->num_passes()));
+  IntegerNet* pass = m->passes.data();
+  int before = m->num_features;
   for (int g = 0; g < m->num_groups; ++g) {
-    for (int h = 0; h < 2; ++h) {
-      status = ParseNet(in, cin, 2 * m->group_size[g], max_input,
-                        &m->passes[static_cast<size_t>(2 * g + h)]);
+    for (int step = 0; step < m->group_scan[g]; ++step, ++pass) {
+      const int cin = before + (step == 0 ? 0 : m->group_size[g]);
+      status = ParseNet(in, cin, 2 * m->group_size[g], max_input, pass);
       if (status != Status::kOk) return status;
-      if (h == 0) cin += m->group_size[g];
     }
+    before += m->group_size[g];
   }
   return Status::kOk;
 }
 
+// What lies between the tables and the networks.
+Status ParseLatents1(ByteReader* in, EntropyModel* m) {
+  const size_t num_tables = m->tables.size();
+  Status status = ParseStaticCodes(in, num_tables, m->num_s, &m->s_code);
+  if (status == Status::kOk) status = ParseStaticCodes(in, num_tables, m->num_z, &m->z_code);
+  if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_y, &m->y);
+  return status;
+}
+
+Status ParseLatents2(ByteReader* in, EntropyModel* m) {
+  Status status = ParsePriorOfS(in, m);
+  if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_s, &m->s);
+  if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_z, &m->z);
+  if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_y, &m->y);
+  return status;
+}
+
 }  // namespace
+
+Lattice LatticeOf(int scan, int step) {
+  if (scan == 1) return Lattice::kAll;
+  if (scan == 2) return step == 0 ? Lattice::kEven : Lattice::kOdd;
+  return step == 0 ? Lattice::kEvenEven : step == 1 ? Lattice::kOddOdd : Lattice::kOdd;
+}
 
 Status ParseEntropyModel(const uint8_t* data, size_t size, EntropyModel* model) {
   *model = EntropyModel();
   ByteReader in(data, size);
   Status status = ParseCounts(&in, model);
   if (status == Status::kOk) status = ParseTables(&in, model);
-  const size_t num_tables = model->tables.size();
   if (status == Status::kOk) {
-    status = ParseStaticCodes(&in, num_tables, model->num_s, &model->s_code);
+    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents2(&in, model);
   }
-  if (status == Status::kOk) {
-    status = ParseStaticCodes(&in, num_tables, model->num_z, &model->z_code);
-  }
-  if (status == Status::kOk) status = ParseQuantiser(&in, model);
   if (status == Status::kOk) status = ParseNets(&in, model);
   if (status == Status::kOk && in.left() != 0) status = Status::kModelTrailingBytes;
   return status;

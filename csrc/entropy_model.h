@@ -1,28 +1,36 @@
-// The integer entropy model: tables, quantiser and networks as read from `entropy_model.bin`.
+// The integer entropy model: tables, quantisers and networks as read from `entropy_model.bin`.
 //
 // The file is little-endian throughout. Counts are checked against the limits below and against
 // the bytes that are left before anything is allocated; bytes after the last layer are refused.
+// Version 2, which the trainer writes:
 //
-//   char  magic[8] = "FSDEM\0\0\1"
+//   char  magic[8] = "FSDEM\0\0\2"
 //   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..4
-//   u16   group_size[num_groups]               each >= 1, sum num_y
+//   (u16 size, u8 scan)[num_groups]            size >= 1, sum num_y; scan 1..3: passes of the group
 //   u16   num_q = 253, num_scales 1..256
-//   u8    ctx_shift, mean_shift, scale_shift (0..24), z_shift (0..7)
+//   u8    ctx_shift, mean_shift, scale_shift (0..24)
 //   u32   num_tables                           4 * num_scales .. 4096
 //   table: i16 offset, u16 num_regular 1..1024, u16 frequency[num_regular + 1]   sum 65536
-//   (i16 base, u16 table) for each component of s, then for each channel of z
-//   i32   step[num_q][num_y]                   Q12: y units per symbol, 1 .. 2^24 - 1
-//   i32   gain[num_q][num_y]                   Q8: symbols per y unit, 1 .. 2^20 - 1
-//   i16   index_offset[num_q][num_y]
-//   networks: h_s_z, h_s_y, then pass 0 .. 2 * num_groups - 1, each
+//   i16   s_mean[num_s], s_scale[num_s]
+//   quantiser of s, of z, of y, each
+//     i32   step[num_q][channels]              Q12: latent units per symbol, 1 .. 2^24 - 1
+//     i32   gain[num_q][channels]              Q8: symbols per latent unit, 1 .. 2^20 - 1
+//     i16   index_offset[num_q][channels]
+//   networks: z pass 0 and 1, h_s_z, h_s_y, then y pass 0, 1, ..., each
 //     u16 num_layers 1..8, then per layer
 //       u16 cin, cout (cout <= 512); u8 k (1 or 3), shift (1..24); i16 lo, hi
 //       i8 weight[cout][cin][k][k]; i32 bias[cout], |bias| < 2^24
 //
-// What the networks take and give (channels):
-//   h_s_z: num_z -> any; h_s_y: that + 1 -> num_features;
-//   pass 2g + h: num_features + sizes of groups before g + (h ? group_size[g] : 0)
-//                -> 2 * group_size[g], means before scales.
+// What the networks take and give (channels; P = 5 planes: quality, row, column, height, width):
+//   z pass h: P + num_s + (h ? num_z : 0) -> 2 * num_z, means before scales;
+//   h_s_z: num_z + num_s -> any; h_s_y: that + P -> num_features;
+//   y pass t of group g: num_features + sizes of groups before g + (t ? size[g] : 0)
+//                        -> 2 * size[g], means before scales.
+//
+// Version 1 (releases 0.1.x) is read as well: magic ends in 1; a fourth shift u8 z_shift (0..7)
+// follows scale_shift; groups have no scan, which is 2; instead of s_mean and s_scale come (i16
+// base, u16 table) for each component of s, then for each channel of z; only y has a quantiser;
+// there are no z passes, h_s_z takes num_z, h_s_y that + 1 (the quality).
 #ifndef FASDIFF_CSRC_ENTROPY_MODEL_H_
 #define FASDIFF_CSRC_ENTROPY_MODEL_H_
 
@@ -38,31 +46,64 @@ namespace fasdiff {
 
 constexpr int kNumQualities = 253;  // Quarter steps of quality 0..63.
 constexpr int kMaxGroups = 4;
+constexpr int kMaxScan = 3;
 constexpr int kMaxTables = 4096;
+constexpr int kNumPlanes = 5;
+
+// Which positions (row i, column j) a pass codes.
+enum class Lattice {
+  kAll,       // The one pass of a scan of 1.
+  kEven,      // i + j even: the first of two passes.
+  kOdd,       // i + j odd: the last of two or three.
+  kEvenEven,  // i and j even: the first of three.
+  kOddOdd,    // i and j odd: the second of three.
+};
+
+// The positions of pass `step` of a scan. REQUIRES: 1 <= scan <= 3, 0 <= step < scan.
+Lattice LatticeOf(int scan, int step);
 
 struct StaticCode {
   int32_t base = 0;  // symbol = base + the table's value.
   uint16_t table = 0;
 };
 
+// Latent units <-> symbols of each channel at each quality.
+struct Quantiser {
+  int channels = 0;
+  std::vector<int32_t> step;          // [num_q, channels], Q12.
+  std::vector<int32_t> gain;          // [num_q, channels], Q8.
+  std::vector<int16_t> index_offset;  // [num_q, channels].
+
+  size_t At(int q, int c) const {
+    return static_cast<size_t>(q) * static_cast<size_t>(channels) + static_cast<size_t>(c);
+  }
+};
+
 struct EntropyModel {
+  int version = 0;  // Of the file: 1 or 2.
   int num_s = 0, num_z = 0, num_y = 0, num_features = 0, num_groups = 0, num_q = 0, num_scales = 0;
   int group_size[kMaxGroups] = {};
-  int ctx_shift = 0, mean_shift = 0, scale_shift = 0, z_shift = 0;
+  int group_scan[kMaxGroups] = {};  // Passes of each group; see Lattice.
+  int ctx_shift = 0, mean_shift = 0, scale_shift = 0;
   std::vector<CdfTable> tables;
-  std::vector<StaticCode> s_code;     // [num_s].
-  std::vector<StaticCode> z_code;     // [num_z].
-  std::vector<int32_t> step;          // [num_q, num_y], Q12.
-  std::vector<int32_t> gain;          // [num_q, num_y], Q8.
-  std::vector<int16_t> index_offset;  // [num_q, num_y].
+  Quantiser y;
   IntegerNet h_s_z, h_s_y;
-  std::vector<IntegerNet> passes;  // [2 * num_groups].
+  std::vector<IntegerNet> passes;  // [num_passes()], group by group.
 
-  // The row of quality q in step, gain or index_offset.
-  template <typename T>
-  const T* Row(const std::vector<T>& table, int q) const {
-    return table.data() + static_cast<ptrdiff_t>(q) * num_y;
+  int num_passes() const {
+    int sum = 0;
+    for (int g = 0; g < num_groups; ++g) sum += group_scan[g];
+    return sum;
   }
+
+  // Version 2.
+  std::vector<int16_t> s_mean, s_scale;  // [num_s], as a network would give them.
+  Quantiser s, z;
+  IntegerNet z_passes[2];
+
+  // Version 1: s and z are coded with one table each, whatever the quality.
+  int z_shift = 0;
+  std::vector<StaticCode> s_code, z_code;  // [num_s], [num_z].
 };
 
 // Reads a whole model file. On an error *model is left half-filled and must not be used.

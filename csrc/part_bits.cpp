@@ -26,7 +26,7 @@ class BitSink : public ValueSink {
 
 Status PartBits(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
                 double* bits) {
-  std::fill(bits, bits + 2 + 2 * model.num_groups, 0.0);
+  std::fill(bits, bits + 2 + model.num_passes(), 0.0);
   BitSink sink(bits);
   return VisitValues(model, latents, size, q, &sink);
 }

@@ -10,7 +10,7 @@
 namespace fasdiff {
 
 // Ideal bits of each part, -log2 of the table frequencies plus the escape bits:
-// bits[0] of s, bits[1] of z, bits[2 + p] of pass p of y; 2 + 2 * num_groups numbers.
+// bits[0] of s, bits[1] of z, bits[2 + p] of pass p of y; 2 + num_passes() numbers.
 // Errors as VisitValues.
 Status PartBits(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
                 double* bits);

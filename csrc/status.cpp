@@ -59,7 +59,7 @@ const char* StatusMessage(Status status) {
     case Status::kModelBadCounts:
       return "a count in the entropy model file is out of range";
     case Status::kModelBadGroups:
-      return "the group sizes do not add up to the channels of y";
+      return "the group sizes do not add up to the channels of y, or a scan is outside 1..3";
     case Status::kModelBadShift:
       return "a shift in the entropy model file is out of range";
     case Status::kModelBadTable:

@@ -65,6 +65,16 @@ def read_rgb(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
+@dataclass(frozen=True)
+class BatchKind:
+    """A kind of batch: crops of `size` pixels, `count` of them, drawn with weight `share`."""
+
+    size: int
+    count: int
+    whole_share: float  # of crops that hold the whole face
+    share: float
+
+
 class FaceSampler:
     """Random batches from a background thread.
 
@@ -72,14 +82,14 @@ class FaceSampler:
     crops that hold the whole face, for which `theta` cuts the aligned chip of the identity loss.
     """
 
-    def __init__(self, faces: list[Face], seed: int) -> None:
+    def __init__(self, faces: list[Face], seed: int, kinds: list[BatchKind]) -> None:
         self.faces = faces
         self.rng = np.random.default_rng(seed)
         self.cache: dict[int, np.ndarray] = {}
         w = np.array([SOURCE_WEIGHT[f.source] for f in faces])
         self.p = np.cumsum(w / w.sum())
-        self.queue: queue.Queue[tuple[tuple[int, int], tuple[np.ndarray, ...]]] = queue.Queue(4)
-        self.request = (0, 0, 0.0)
+        self.queue: queue.Queue[tuple[np.ndarray, ...] | Exception] = queue.Queue(4)
+        self.kinds = kinds
         threading.Thread(target=self._work, daemon=True).start()
 
     def sample(self, size: int, whole_share: float) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -124,20 +134,24 @@ class FaceSampler:
         theta = sampling_theta(p, size, size) if whole else np.zeros((2, 3), np.float32)
         return np.ascontiguousarray(out.transpose(2, 0, 1)), theta, whole
 
+    def _batch(self, kind: BatchKind) -> tuple[np.ndarray, ...]:
+        items = [self.sample(kind.size, kind.whole_share) for _ in range(kind.count)]
+        return tuple(np.stack([item[j] for item in items]) for j in range(3))
+
     def _work(self) -> None:
         cv2.setNumThreads(1)
         while True:
-            size, batch, share = self.request
-            if not batch:
-                threading.Event().wait(0.05)
-                continue
-            items = [self.sample(size, share) for _ in range(batch)]
-            arrays = tuple(np.stack([item[j] for item in items]) for j in range(3))
-            self.queue.put(((size, batch), arrays))
+            shares = np.array([k.share for k in self.kinds])
+            kind = self.kinds[int(self.rng.choice(len(shares), p=shares / shares.sum()))]
+            try:
+                self.queue.put(self._batch(kind))
+            except Exception as error:  # an unreadable image must stop the run, not stall it
+                self.queue.put(error)
+                return
 
-    def next(self, size: int, batch: int, whole_share: float) -> tuple[np.ndarray, ...]:
-        self.request = (size, batch, whole_share)
-        while True:
-            key, arrays = self.queue.get()
-            if key == (size, batch):
-                return arrays
+    def next(self) -> tuple[np.ndarray, ...]:
+        """A batch of one of `kinds`; setting `kinds` takes effect within a few batches."""
+        item = self.queue.get()
+        if isinstance(item, Exception):
+            raise item
+        return item

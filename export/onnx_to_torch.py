@@ -39,13 +39,14 @@ class OnnxModule(nn.Module):
         for name, value in constants.items():
             self.register_buffer(self.keys[name], torch.from_numpy(value.copy()))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, taps: tuple[str, ...] = ()) -> list[Tensor]:
+        """The graph's output, then the tensors named in `taps`."""
         values = {name: getattr(self, key) for name, key in self.keys.items()}
         values[self.input] = x
         for op, inputs, output, attrs in self.nodes:
             args = [values[i] for i in inputs if i]
             values[output] = self._run(op, args, attrs)
-        return values[self.output]
+        return [values[name] for name in (self.output, *taps)]
 
     @staticmethod
     def _run(op: str, args: list[Tensor], attrs: dict[str, Any]) -> Tensor:
@@ -60,7 +61,8 @@ class OnnxModule(nn.Module):
                 groups=attrs.get("group", 1),
             )
         if op == "Clip":
-            return args[0].clamp(float(args[1]), float(args[2]))
+            # hardtanh, not clamp: its backward pass is one kernel instead of three
+            return F.hardtanh(args[0], float(args[1]), float(args[2]))
         if op == "Relu":
             return F.relu(args[0])
         if op == "PRelu":

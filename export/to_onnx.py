@@ -102,6 +102,7 @@ def export_model(
             "s_hat": torch.zeros(1, e.num_s),
             "noise": torch.zeros(1, NUM_BANDS, 64, 64),
             "realism": torch.ones(1),
+            "quality": torch.ones(1),
         },
         ["bands"],
         {"y_hat": {2: "hy", 3: "wy"}, "noise": spatial, "bands": spatial},

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.data import Face, FaceSampler, read_index, read_rgb
-from export.integer_entropy import NUM_Q
+from export.data import BatchKind, Face, FaceSampler, read_index, read_rgb
+from export.integer_entropy import NUM_Q, IntegerConv2d
 from export.losses import IdentityLoss, PerceptualLoss
-from export.networks import Codec, codec_from_dict
+from export.networks import Codec, codec_from_dict, merge_bands, split_bands
 from export.optim import Muon
 
 MAX_Q = NUM_Q - 1
@@ -38,28 +38,42 @@ class Settings:
     """Everything that shapes a run besides its length; stored in the checkpoint."""
 
     seed: int = 1
-    muon_lr: float = 0.01
+    muon_lr: float = 0.008
     muon_decay: float = 0.1
-    adam_lr: float = 8e-4
-    batch_128: int = 32
-    batch_256: int = 10
-    perceptual_from: float = 0.30  # share of the time after which the perceptual terms start
-    large_from: float = 0.62  # share after which crops are whole faces at 256
-    decay_from: float = 0.45
+    adam_lr: float = 7e-4
+    batch_128: int = 48
+    batch_256: int = 12
+    # share of the batches that are whole faces at 256, at the start and at the end
+    large_share: tuple[float, float] = (0.3, 0.75)
+    perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
+    decay_from: float = 0.35
+    sharp_share: float = 0.25  # of the batch that is decoded with realism > 0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
-    lambda_min: float = 1.5e-5
-    lambda_max: float = 3.0e-2
+    lambda_min: float = 2.5e-6
+    lambda_max: float = 0.12
     perceptual_weight: float = 0.05
-    identity_weight: float = 0.3
+    identity_weight: float = 0.25
+    probe_weight: float = 0.05  # of the semantic probe; it falls to zero at half of the time
     ema: float = 0.999
 
 
 REFERENCE_LAMBDA = 8e-4
+VALIDATE_Q = (20, 60, 90, 125, 190, 252)
 
 
 def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
     """lambda(q), exponential in the quality; q in quarter steps."""
     return settings.lambda_min * (settings.lambda_max / settings.lambda_min) ** (q.float() / MAX_Q)
+
+
+def feature_share(relative: Tensor) -> Tensor:
+    """Weight of perceptual and identity terms at lambda / REFERENCE_LAMBDA.
+
+    They fall with lambda a little more slowly than the squared error does, since few bytes are
+    there for the identity. With the square root they ruled the smallest files: bytes rose, PSNR
+    fell by half a dB, and identity as another network sees it did not improve.
+    """
+    return relative**0.75
 
 
 # Learning rates of AdamW relative to `adam_lr`, by kind of parameter. Biases, table scales and
@@ -68,21 +82,24 @@ def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
 ADAM_SCALE = {
     "other": 1.0,
     "gain": 5.0,
-    "static table": 25.0,
     "hidden bias": 40.0,
     "output bias": 300.0,
 }
 
 
-def parameter_kind(name: str, parameter: nn.Parameter) -> str:
-    """A key of ADAM_SCALE, or "muon" for the wide convolutions outside the entropy model."""
+def parameter_kind(name: str, parameter: nn.Parameter, outputs: set[str]) -> str:
+    """A key of ADAM_SCALE, or "muon" for the wide convolutions outside the entropy model.
+
+    `outputs`: names of the entropy model's output layers.
+    """
     if name.startswith("entropy."):
-        if name.endswith("log2_gain"):
+        module, leaf = name.rsplit(".", 1)
+        if leaf == "log2_gain":
             return "gain"
-        if name.split(".")[1] in ("z_mean", "z_scale", "s_mean", "s_scale"):
-            return "static table"
-        if name.endswith("bias"):
-            return "output bias" if ".passes." in name and ".1." in name[-8:] else "hidden bias"
+        if leaf in ("s_mean", "s_scale"):
+            return "output bias"
+        if leaf == "bias":
+            return "output bias" if module in outputs else "hidden bias"
         return "other"
     wide = parameter.ndim == 4 and parameter.shape[0] >= 48 and parameter.shape[1] >= 45
     return "muon" if wide else "other"
@@ -91,9 +108,30 @@ def parameter_kind(name: str, parameter: nn.Parameter) -> str:
 def split_parameters(model: Codec) -> dict[str, list[nn.Parameter]]:
     """Parameters by `parameter_kind`."""
     groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("muon", *ADAM_SCALE)}
+    outputs = {n for n, m in model.named_modules() if isinstance(m, IntegerConv2d) and m.lo < 0}
     for name, p in model.named_parameters():
-        groups[parameter_kind(name, p)].append(p)
+        groups[parameter_kind(name, p, outputs)].append(p)
     return groups
+
+
+class SemanticProbe(nn.Module):
+    """Reads framing and identity from s_hat, in training only.
+
+    Without it `s` starts as noise that the decoder learns to ignore, the rate term then closes it,
+    and it never opens again (experiments of 0.1.0: 0.2 bytes of 600).
+    """
+
+    def __init__(self, num_s: int, embedding: int = 128) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(num_s, 128)
+        self.framing = nn.Linear(128, 6)
+        self.identity = nn.Linear(128, embedding)
+
+    def forward(self, s_hat: Tensor, theta: Tensor, embedding: Tensor) -> Tensor:
+        """Loss per image [B] from s_hat [B, S], chip transform [B, 2, 3] and embedding [B, E]."""
+        h = torch.relu(self.hidden(s_hat))
+        framing = (self.framing(h) - theta.flatten(1)).square().mean(1)
+        return framing + 1 - nn.functional.cosine_similarity(self.identity(h), embedding)
 
 
 class Trainer:
@@ -106,25 +144,35 @@ class Trainer:
         self.model = Codec()
         state = self._load()
         if state:
-            self.settings = settings = Settings(**{**state["settings"], **args.override})
+            known = {k: v for k, v in state["settings"].items() if k in Settings.__annotations__}
+            self.settings = settings = Settings(**{**known, **args.override})
             self.model = codec_from_dict(state["config"])
             self.model.load_state_dict(state["model"])
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.fresh = True  # the optimisers start without a state, and want a warm-up
+        self.probe = SemanticProbe(self.model.config.entropy.num_s)
+        if state and "probe" in state:
+            self.probe.load_state_dict(state["probe"])
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
         groups = split_parameters(self.model)
         self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
+        groups["other"] += self.probe.parameters()
         self.adam = torch.optim.AdamW(
             [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
         )
         if state:
             self.ema = {k: v.float() for k, v in state["ema"].items()}
+            self.fresh = False
             for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
                 # a checkpoint from before a regrouping, or of weights alone, starts them afresh
                 if len(state.get(key, {}).get("param_groups", [])) == len(optimiser.param_groups):
                     optimiser.load_state_dict(state[key])
+                else:
+                    self.fresh = True
         self.rng = np.random.default_rng(settings.seed + self.step)
-        self.sampler = FaceSampler(read_index(Path(args.data), "train"), settings.seed + self.step)
+        faces = read_index(Path(args.data), "train")
+        self.sampler = FaceSampler(faces, settings.seed + self.step, self.batch_kinds(0.0))
         self.val = read_index(Path(args.data), "val")
         self.perceptual: PerceptualLoss | None = None
         self.identity: IdentityLoss | None = None
@@ -141,6 +189,7 @@ class Trainer:
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
             "ema": self.ema,
+            "probe": self.probe.state_dict(),
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
             "elapsed": self.elapsed,
@@ -156,25 +205,29 @@ class Trainer:
         model.load_state_dict(self.ema)
         return model.eval()
 
-    def batch(self, progress: float) -> tuple[Tensor, Tensor, Tensor]:
+    def batch_kinds(self, progress: float) -> list[BatchKind]:
+        """Crops at the scale that faces of 256 pixels have, and whole faces at 256."""
         s = self.settings
-        size, count, share = (
-            (128, s.batch_128, 0.45) if progress < s.large_from else (256, s.batch_256, 0.7)
-        )
-        image, theta, whole = self.sampler.next(size, count, share)
-        return torch.from_numpy(image).float(), torch.from_numpy(theta), torch.from_numpy(whole)
+        large = s.large_share[0] + (s.large_share[1] - s.large_share[0]) * progress
+        return [
+            BatchKind(128, s.batch_128, 0.35, 1 - large),
+            BatchKind(256, s.batch_256, 0.85, large),
+        ]
 
     def draw_q(self, count: int) -> Tensor:
         q = self.rng.integers(0, MAX_Q + 1, count)
-        near = np.clip(np.rint(self.rng.normal(115, 40, count)), 0, MAX_Q).astype(np.int64)
+        near = np.clip(np.rint(self.rng.normal(95, 40, count)), 0, MAX_Q).astype(np.int64)
         return torch.from_numpy(np.where(self.rng.random(count) < 0.6, near, q))
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
-        image, theta, whole = self.batch(progress)
+        self.sampler.kinds = self.batch_kinds(progress)
+        image, theta, whole = map(torch.from_numpy, self.sampler.next())
+        image = image.float()
         count, size = image.shape[0], image.shape[2]
+        self.images += count
         q = self.draw_q(count)
-        sharp = count // 3  # the first third of the batch is decoded with realism > 0
+        sharp = int(count * s.sharp_share)  # these are decoded with realism > 0
         realism = torch.zeros(count)
         realism[:sharp] = torch.from_numpy(
             np.where(self.rng.random(sharp) < 0.7, 1.0, self.rng.random(sharp))
@@ -182,32 +235,41 @@ class Trainer:
         noise = torch.randn(count, 48, size // 4, size // 4).contiguous(
             memory_format=torch.channels_last
         )
-        out, parts = self.model(image, q, realism, noise)
+        bands = split_bands(image)
+        out, parts, s_hat = self.model(bands, q, realism, noise)
         bpp = torch.stack(list(parts.values())).sum(0) / (size * size)
-        mse = (out - image).square().mean((1, 2, 3))
+        mse = (out - bands).square().mean((1, 2, 3)) * 127.5**2
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)
+        probe = torch.zeros(())
         logs = {"mse": float(mse.detach().mean()), "bpp": float(bpp.detach().mean())}
         if progress >= s.perceptual_from:
             if self.perceptual is None or self.identity is None:
                 self.perceptual = PerceptualLoss()
                 self.identity = IdentityLoss(Path(self.args.weights) / "mobilefacenet.onnx")
             extra = torch.zeros(count)
-            dist = self.perceptual(out[:sharp], image[:sharp])
+            dist = self.perceptual(merge_bands(out[:sharp]), image[:sharp])
             extra[:sharp] = s.perceptual_weight * dist
-            ids = torch.nonzero(whole)[:, 0]
             # identity for a few of the batch: it costs as much as the codec itself
-            ids = ids[: max(4, count // 8)]
+            ids = torch.nonzero(whole)[:, 0]
+            ids = ids[torch.randperm(len(ids))[: max(2, count // 8)]]
             if len(ids):
-                identity = self.identity(out[ids], image[ids], theta[ids])
-                weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (sharp / len(ids))
+                identity, cosine, reference = self.identity(
+                    merge_bands(out[ids]), image[ids], theta[ids]
+                )
+                weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (count / 2 / len(ids))
                 extra = extra.index_add(0, ids, weight * identity)
-                logs["identity"] = float(identity.detach().mean())
+                logs["identity"] = float(cosine.detach().mean())
+                probe = self.probe(s_hat[ids], theta[ids], reference).mean()
+                logs["probe"] = float(probe.detach())
             weight = torch.where(realism > 0, realism, 1.0)
-            distortion = distortion + relative.sqrt() * weight * extra
+            distortion = distortion + feature_share(relative) * weight * extra
             logs["perceptual"] = float(dist.detach().mean())
         total = ((distortion + bpp) * relative**-0.45).mean()
+        total = total + s.probe_weight * max(0.0, 1 - 2 * progress) * probe
+        logs["s"] = float(parts["s"].detach().mean()) / 8
+        logs["z"] = float(parts["z"].detach().mean()) / 8
         return total, logs
 
     def run(self) -> None:
@@ -219,7 +281,7 @@ class Trainer:
         typical = 4.0  # running mean of the loss; a batch far above it is not learnt from
         muon = self.muon.param_groups[0]["params"]
         adam = [p for group in self.adam.param_groups for p in group["params"]]
-        first_step = self.step
+        first_step, last_images = self.step, self.images
         stop: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
         while self.elapsed < budget:
@@ -232,7 +294,7 @@ class Trainer:
             scale = 1.0
             if progress > s.decay_from:
                 scale = max(0.01, 1 - 0.99 * (progress - s.decay_from) / (1 - s.decay_from))
-            warm = min(1.0, (self.step - first_step + 1) / 100)
+            warm = min(1.0, (self.step - first_step + 1) / 100) if self.fresh else 1.0
             self.muon.param_groups[0]["lr"] = s.muon_lr * scale * warm
             self.muon.param_groups[0]["decay"] = s.muon_decay
             for group, factor in zip(self.adam.param_groups, ADAM_SCALE.values(), strict=True):
@@ -255,8 +317,6 @@ class Trainer:
             else:
                 logs["skipped"] = 1.0
             self.step += 1
-            batch = s.batch_128 if progress < s.large_from else s.batch_256
-            self.images += batch
             for key, item in {"loss": value, **logs}.items():
                 sums[key] = sums.get(key, 0.0) + item
             count += 1
@@ -266,10 +326,10 @@ class Trainer:
                 mean = {k: round(v / count, 5) for k, v in sums.items()}
                 print(
                     f"{self.elapsed / 60:6.1f} min step {self.step} images {self.images} "
-                    f"{count * batch / (now - last_log):.1f}/s {mean}",
+                    f"{(self.images - last_images) / (now - last_log):.1f}/s {mean}",
                     flush=True,
                 )
-                sums, count, last_log = {}, 0, now
+                sums, count, last_log, last_images = {}, 0, now, self.images
             if now - last_save > 240:
                 self.save()
                 last_save = now
@@ -281,7 +341,7 @@ class Trainer:
 
     def validate(self) -> None:
         """PSNR, bytes and perceptual distance of the EMA weights on some `val` faces at 256x256."""
-        rows = evaluate(self.ema_model(), self.val, self.args.validate_count, (60, 100, 130, 170))
+        rows = evaluate(self.ema_model(), self.val, self.args.validate_count, VALIDATE_Q)
         with open(self.out / "curve.tsv", "a") as f:
             for row in rows:
                 values = [self.elapsed / 60, self.step, self.images, *row]
@@ -304,8 +364,10 @@ def evaluate(
             psnr = []
             for realism in (0.0, 1.0):
                 noise = torch.zeros(1, 48, 64, 64)
-                out, parts = model(x, torch.tensor([q]), torch.tensor([realism]), noise)
-                mse = (out.clamp(0, 255).round() - x).square().mean().item()
+                bands, parts, _ = model(
+                    split_bands(x), torch.tensor([q]), torch.tensor([realism]), noise
+                )
+                mse = (merge_bands(bands).clamp(0, 255).round() - x).square().mean().item()
                 psnr.append(10 * np.log10(255**2 / mse))
             size = 12 + sum(float(b.sum()) for b in parts.values()) / 8
             total += [size, *psnr]

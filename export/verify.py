@@ -48,6 +48,7 @@ def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]
         "s_hat": s.round().numpy(),
         "noise": rng.standard_normal(bands.shape).astype(np.float32),
         "realism": np.ones(1, np.float32),
+        "quality": np.full(1, 0.5, np.float32),
     }
     return {"bands": bands.numpy()}, synthesis
 

@@ -95,22 +95,34 @@ class EntropyModel:
         """Qualities in quarter steps: 253."""
     @property
     def num_groups(self) -> int:
-        """Channel groups of y; two passes each."""
+        """Channel groups of y."""
+    @property
+    def num_passes(self) -> int:
+        """Passes over y, of all groups."""
     @property
     def group_sizes(self) -> list[int]:
         """Channels of each group."""
     @property
+    def group_scans(self) -> list[int]:
+        """Passes of each group: 1, 2 (a checkerboard) or 3."""
+    @property
     def num_scales(self) -> int:
-        """Scales of y's tables; four tables each, one per quarter of a symbol."""
+        """Scales of the tables of predictions; four tables each, one per quarter of a symbol."""
     @property
     def num_tables(self) -> int:
-        """Tables in all, those of s and z included."""
+        """Tables in all; in version 1, those of s and z included."""
     @property
-    def step(self) -> _Int32:
-        """int32 [num_q, num_y], Q12: y units per symbol. A copy."""
+    def version(self) -> int:
+        """Version of the model file: 1 (releases 0.1.x) or 2."""
     @property
-    def gain(self) -> _Int32:
-        """int32 [num_q, num_y], Q8: symbols per y unit. A copy."""
+    def s_step(self) -> _Int32:
+        """int32 [num_q, num_s], Q12: units of s per symbol; all 4096 in version 1. A copy."""
+    @property
+    def z_step(self) -> _Int32:
+        """int32 [num_q, num_z], Q12: units of z per symbol; all 4096 in version 1. A copy."""
+    @property
+    def y_step(self) -> _Int32:
+        """int32 [num_q, num_y], Q12: units of y per symbol. A copy."""
 
     def encode(
         self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
@@ -131,8 +143,8 @@ class EntropyModel:
     ) -> tuple[_Int32, _Int32, _Int32]:
         """Read (s, z, y) back, shaped as encode takes them.
 
-        With truncated_ok, what a cut payload does not determine is filled in: s and z with the
-        most probable symbol, y with the predicted mean.
+        With truncated_ok, what a cut payload does not determine is filled in with the predicted
+        mean (s and z, in version 1, with the most probable symbol).
 
         Raises:
           ValueError: quality or latent size out of range.
@@ -142,13 +154,15 @@ class EntropyModel:
     def part_bits(
         self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
     ) -> _Float64:
-        """Ideal bits of s, of z and of each pass of y: float64 [2 + 2 * num_groups].
+        """Ideal bits of s, of z and of each pass of y: float64 [2 + num_passes].
 
         Raises:
           ValueError: as encode.
         """
 
-    def indexes(self, z: npt.NDArray[Any], y: npt.NDArray[Any], q: int) -> tuple[_Int32, _UInt16]:
+    def indexes(
+        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
+    ) -> tuple[_Int32, _UInt16]:
         """What a decoder uses for each symbol of y: (base, table), both shaped like y.
 
         Raises:

@@ -18,7 +18,7 @@ from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, SYNTHESIS, Model, installed, load_model
 from .rate import Search, estimate_bytes, find_quality
-from .sampler import sample
+from .sampler import Prompt, sample
 
 Array = NDArray[np.float32]
 
@@ -189,7 +189,7 @@ class Decoder:
                 f"{', '.join(map(str, self._model.num_steps))}"
             )
         self._graph = load_graph(self._model.read(SYNTHESIS), engine, threads)
-        _check_ports(self._graph, ["y_hat", "s_hat", "noise", "realism"], ["bands"])
+        _check_ports(self._graph, ["y_hat", "s_hat", "noise", "realism", "quality"], ["bands"])
 
     def decode(self, data: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
         """Decode a file. The same file, model and engine always give the same image.
@@ -206,14 +206,24 @@ class Decoder:
         header, crc, symbols = read_symbols(data, self._model, self._max_pixels)
         hy, wy = header.latent_size
         noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
-        y_hat = self._model.entropy.scale_latents(symbols.y, header.quality)
-        s_hat = symbols.s.astype(np.float32)
-        bands = sample(self._denoise, y_hat, s_hat, noise, self._realism)
+        entropy = self._model.entropy
+        prompt = Prompt(
+            y_hat=entropy.visual_prompt(symbols.y, header.quality)[None],
+            s_hat=entropy.semantics(symbols.s, header.quality)[None],
+            quality=np.array([header.quality / bitstream.MAX_QUALITY], np.float32),
+        )
+        bands = sample(self._denoise, prompt, noise, self._realism)
         coded = merge_bands(bands, *header.coded_size)
         return imaging.upscale(coded, header.scale, header.height, header.width)
 
-    def _denoise(self, y_hat: Array, s_hat: Array, noise: Array, realism: Array) -> Array:
-        inputs = {"y_hat": y_hat, "s_hat": s_hat, "noise": noise, "realism": realism}
+    def _denoise(self, prompt: Prompt, noise: Array, realism: Array) -> Array:
+        inputs = {
+            "y_hat": prompt.y_hat,
+            "s_hat": prompt.s_hat,
+            "quality": prompt.quality,
+            "noise": noise,
+            "realism": realism,
+        }
         bands = self._graph.run(inputs)["bands"]
         _check_shape("bands", bands, noise.shape)
         return bands

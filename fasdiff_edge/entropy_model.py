@@ -2,7 +2,7 @@
 
 The probability of a symbol is a function of symbols decoded before it, in integers, in C++
 (`csrc/`); no float takes part. The only floats here are the latents on their way in
-(`round_latents`) and on their way out (`scale_latents`), outside that path.
+(`round_latents`) and on their way out (`visual_prompt`, `semantics`), outside that path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import _core
 from .errors import BitstreamError, ModelError
 
 SYMBOL_MIN, SYMBOL_MAX = -32768, 32767
-STEP_ONE = 4096  # step is in Q12: y units per symbol, times 4096
+STEP_ONE = 4096  # steps are in Q12: latent units per symbol, times 4096
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Symbols:
     Attributes:
       s: int32 [S], the semantic vector.
       z: int32 [Cz, hz, wz], the hyper-latent; hz = ceil(hy / 4), wz = ceil(wy / 4).
-      y: int32 [Cy, hy, wy], the latent in symbols of its quality.
+      y: int32 [Cy, hy, wy], the latent.
     """
 
     s: NDArray[np.int32]
@@ -59,13 +59,14 @@ class EntropyModel:
         self.num_z = self._core.num_z
         self.num_y = self._core.num_y
         self.num_qualities = self._core.num_q
-        self.num_groups = self._core.num_groups
-        self._step = np.asarray(self._core.step, dtype=np.int32)
+        self.num_passes = self._core.num_passes
+        self._s_step = np.asarray(self._core.s_step, dtype=np.int32)
+        self._z_step = np.asarray(self._core.z_step, dtype=np.int32)
+        self._y_step = np.asarray(self._core.y_step, dtype=np.int32)
 
     def steps(self, quality: int) -> NDArray[np.float32]:
         """float32 [Cy, 1, 1]: y units per symbol at `quality` (quarter steps)."""
-        steps: NDArray[np.float32] = self._step[quality, :, None, None].astype(np.float32)
-        return steps / np.float32(STEP_ONE)
+        return _units(self._y_step[quality])[:, None, None]
 
     def round_latents(
         self,
@@ -77,14 +78,22 @@ class EntropyModel:
         """Round the analysis graph's outputs to symbols.
 
         Args:
-          s, z, y: float32 [S], [Cz, hz, wz] and [Cy, hy, wy], y before the gain.
+          s, z, y: float32 [S], [Cz, hz, wz] and [Cy, hy, wy], in latent units.
           quality: in quarter steps.
         """
-        return Symbols(s=_round(s), z=_round(z), y=_round(y / self.steps(quality)))
+        return Symbols(
+            s=_round(s / _units(self._s_step[quality])),
+            z=_round(z / _units(self._z_step[quality])[:, None, None]),
+            y=_round(y / self.steps(quality)),
+        )
 
-    def scale_latents(self, y: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
-        """y_hat: the symbols of y, int32 [Cy, hy, wy], in y units, float32."""
+    def visual_prompt(self, y: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
+        """y_hat, float32 [Cy, hy, wy] in latent units, of the symbols y."""
         return y.astype(np.float32) * self.steps(quality)
+
+    def semantics(self, s: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
+        """s_hat, float32 [S] in latent units, of the symbols s."""
+        return s.astype(np.float32) * _units(self._s_step[quality])
 
     def encode(self, symbols: Symbols, quality: int) -> bytes:
         """Payload of `symbols` at `quality` (quarter steps).
@@ -113,8 +122,14 @@ class EntropyModel:
     def part_bits(self, symbols: Symbols, quality: int) -> dict[str, float]:
         """Ideal bits of each part in coding order: s, z, then the passes y0, y1, ..."""
         bits = self._core.part_bits(symbols.s, symbols.z, symbols.y, quality)
-        names = ["s", "z", *(f"y{index}" for index in range(2 * self.num_groups))]
+        names = ["s", "z", *(f"y{index}" for index in range(self.num_passes))]
         return {name: float(value) for name, value in zip(names, bits, strict=True)}
+
+
+def _units(step: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Latent units per symbol of steps in Q12."""
+    units: NDArray[np.float32] = step.astype(np.float32) / np.float32(STEP_ONE)
+    return units
 
 
 def _round(values: NDArray[np.float32]) -> NDArray[np.int32]:

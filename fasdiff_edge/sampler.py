@@ -1,6 +1,6 @@
-"""The few-step sampler. Version 1 models take one step: noise in, bands out.
+"""The few-step sampler. The models of this version take one step: noise in, bands out.
 
-With D the student, c = (y_hat, s_hat) the condition and n unit normal noise:
+With D the student, c = (y_hat, s_hat, quality) the condition and n unit normal noise:
 
   x_hat = D(n; c, realism)          realism 0: the posterior mean;  1: a sharp sample
 
@@ -10,26 +10,43 @@ The network is a function argument; what is sampled and what samples it do not k
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-Student = Callable[[Array, Array, Array, Array], Array]
 
 
-def sample(student: Student, y_hat: Array, s_hat: Array, noise: Array, realism: float) -> Array:
+@dataclass(frozen=True)
+class Prompt:
+    """What conditions the student; float32, all with a leading axis of 1.
+
+    Attributes:
+      y_hat: [1, Cy, hy, wy], the visual prompt.
+      s_hat: [1, S], the low-frequency semantics.
+      quality: [1], 0..1, how finely y was quantised.
+    """
+
+    y_hat: Array
+    s_hat: Array
+    quality: Array
+
+
+Student = Callable[[Prompt, Array, Array], Array]
+
+
+def sample(student: Student, prompt: Prompt, noise: Array, realism: float) -> Array:
     """Draw the bands of an image.
 
     Args:
-      student: (y_hat, s_hat, noise, realism) -> bands, all with a leading axis of 1.
-      y_hat: float32 [Cy, hy, wy], the visual prompt.
-      s_hat: float32 [S], the semantic vector.
+      student: (prompt, noise, realism) -> bands, all with a leading axis of 1.
+      prompt: what was decoded.
       noise: float32 [48, 4 hy, 4 wy], unit normal.
       realism: 0..1.
     Returns:
       float32 [48, 4 hy, 4 wy].
     """
     dial = np.array([realism], np.float32)
-    bands: Array = student(y_hat[None], s_hat[None], noise[None], dial)[0]
+    bands: Array = student(prompt, noise[None], dial)[0]
     return bands

@@ -10,6 +10,7 @@ import math
 import struct
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 Float = NDArray[np.float64]
 
 NUM_Q = 253
@@ -226,6 +228,35 @@ class Layer:
 
 
 @dataclass
+class Quantiser:
+    """int64 [253, C]: units per symbol in Q12, symbols per unit in Q8, and the index offset."""
+
+    step: Int
+    gain: Int
+    index_offset: Int
+
+
+@dataclass
+class TablePrior:
+    """Version 1: each component of s and channel of z has a base and a table, (base, table)."""
+
+    z_shift: int
+    s_code: list[tuple[int, int]]
+    z_code: list[tuple[int, int]]
+
+
+@dataclass
+class NetworkPrior:
+    """Version 2: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
+
+    s_mean: Int
+    s_scale: Int
+    s: Quantiser
+    z: Quantiser
+    z_passes: list[list[Layer]]  # two
+
+
+@dataclass
 class Model:
     """What entropy_model.bin holds; names as in docs/bitstream.md."""
 
@@ -234,39 +265,52 @@ class Model:
     num_y: int
     num_features: int
     group_sizes: list[int]
+    group_scans: list[int]  # passes of each group; two under version 1
     num_scales: int
     ctx_shift: int
     mean_shift: int
     scale_shift: int
-    z_shift: int
     tables: list[Table]
-    s_code: list[tuple[int, int]]  # (base, table)
-    z_code: list[tuple[int, int]]
-    step: Int  # [253, Cy]
-    gain: Int
-    index_offset: Int
-    nets: list[list[Layer]]  # h_s_z, h_s_y, pass 0, ...
+    prior: TablePrior | NetworkPrior
+    y: Quantiser
+    h_s_z: list[Layer]
+    h_s_y: list[Layer]
+    passes: list[list[Layer]]
+
+    @property
+    def version(self) -> int:
+        return 1 if isinstance(self.prior, TablePrior) else 2
 
 
 def serialise(model: Model) -> bytes:
     """The bytes of entropy_model.bin."""
-    groups = model.group_sizes
-    out = b"FSDEM\0\0\1"
-    out += struct.pack(
-        "<5H", model.num_s, model.num_z, model.num_y, model.num_features, len(groups)
-    )
-    out += struct.pack(f"<{len(groups)}H", *groups)
-    out += struct.pack("<2H", len(model.step), model.num_scales)
-    out += struct.pack("<4B", model.ctx_shift, model.mean_shift, model.scale_shift, model.z_shift)
+    prior = model.prior
+    nets = [model.h_s_z, model.h_s_y, *model.passes]
+    out = b"FSDEM\0\0" + bytes([model.version])
+    counts = (model.num_s, model.num_z, model.num_y, model.num_features, len(model.group_sizes))
+    out += struct.pack("<5H", *counts)
+    for size, scan in zip(model.group_sizes, model.group_scans, strict=True):
+        out += struct.pack("<H", size) if model.version == 1 else struct.pack("<HB", size, scan)
+    out += struct.pack("<2H", len(model.y.step), model.num_scales)
+    out += struct.pack("<3B", model.ctx_shift, model.mean_shift, model.scale_shift)
+    if isinstance(prior, TablePrior):
+        out += struct.pack("<B", prior.z_shift)
     out += struct.pack("<I", len(model.tables))
     for table in model.tables:
         out += struct.pack("<hH", table.offset, table.count)
         out += struct.pack(f"<{table.count + 1}H", *table.frequencies)
-    for base, index in model.s_code + model.z_code:
-        out += struct.pack("<hH", base, index)
-    out += model.step.astype("<i4").tobytes() + model.gain.astype("<i4").tobytes()
-    out += model.index_offset.astype("<i2").tobytes()
-    for net in model.nets:
+    if isinstance(prior, TablePrior):
+        for base, index in prior.s_code + prior.z_code:
+            out += struct.pack("<hH", base, index)
+        quantisers = [model.y]
+    else:
+        out += prior.s_mean.astype("<i2").tobytes() + prior.s_scale.astype("<i2").tobytes()
+        quantisers = [prior.s, prior.z, model.y]
+        nets = [*prior.z_passes, *nets]
+    for quantiser in quantisers:
+        out += quantiser.step.astype("<i4").tobytes() + quantiser.gain.astype("<i4").tobytes()
+        out += quantiser.index_offset.astype("<i2").tobytes()
+    for net in nets:
         out += struct.pack("<H", len(net))
         for layer in net:
             cout, cin, k, _ = layer.weight.shape
@@ -300,13 +344,55 @@ def run_net(net: list[Layer], x: Int) -> Int:
     return x
 
 
-def features(model: Model, z: Int, q: int, hy: int, wy: int) -> Int:
+def planes(q: int, hy: int, wy: int, rows: int, columns: int) -> Int:
+    """int64 [5, rows, columns]: quality, row and column on -64..63, height and width of y."""
+    i, j = np.indices((rows, columns))
+    return np.stack(
+        [
+            np.full_like(i, q >> 1),
+            (2 * i + 1) * 64 // rows - 64,
+            (2 * j + 1) * 64 // columns - 64,
+            np.full_like(i, min(127, 4 * hy)),
+            np.full_like(i, min(127, 4 * wy)),
+        ]
+    )
+
+
+def lattices(scan: int, rows: int, columns: int) -> list[Mask]:
+    """The positions of each of `scan` passes, bool [rows, columns]."""
+    i, j = np.indices((rows, columns)) % 2
+    return {
+        1: [i >= 0],
+        2: [i == j, i != j],
+        3: [(i == 0) & (j == 0), (i == 1) & (j == 1), i != j],
+    }[scan]
+
+
+def spread(vector: Int, rows: int, columns: int) -> Int:
+    """[C] -> [C, rows, columns], the same everywhere."""
+    return np.broadcast_to(vector[:, None, None], (len(vector), rows, columns))
+
+
+def context(model: Model, quantiser: Quantiser, symbols: Int, q: int) -> Int:
+    """Symbols [C, ...] as the networks see them."""
+    step = quantiser.step[q].reshape(-1, *[1] * (symbols.ndim - 1))
+    return np.clip(round_shift(symbols.astype(np.int64) * step, model.ctx_shift), -127, 127)
+
+
+def features(model: Model, s: Int, z: Int, q: int, hy: int, wy: int) -> Int:
     """int64 [F, hy, wy]."""
-    a = np.clip(z.astype(np.int64) << model.z_shift, -127, 127)
-    u = run_net(model.nets[0], a)
+    prior = model.prior
+    known = planes(q, hy, wy, hy, wy)
+    if isinstance(prior, TablePrior):
+        a = np.clip(z.astype(np.int64) << prior.z_shift, -127, 127)
+        known = known[:1]
+    else:
+        a = np.concatenate(
+            [context(model, prior.z, z, q), spread(context(model, prior.s, s, q), *z.shape[1:])]
+        )
+    u = run_net(model.h_s_z, a)
     v = u.repeat(4, axis=1).repeat(4, axis=2)[:, :hy, :wy]
-    plane = np.full((1, hy, wy), q >> 1, np.int64)
-    return run_net(model.nets[1], np.concatenate([v, plane]))
+    return run_net(model.h_s_y, np.concatenate([v, known]))
 
 
 @dataclass
@@ -314,61 +400,113 @@ class Pass:
     """One pass: which symbols it codes, in order, and with what.
 
     Attributes:
-      where: (channels, rows, columns), each int64 [n], indexes into y in coding order.
+      part: 0 for s, 1 for z, 2 + p for pass p of y.
+      where: indexes of each axis of s, z or y, int64 [n] each, in coding order.
       base, table: int64 [n].
     """
 
-    where: tuple[Int, Int, Int]
+    part: int
+    where: tuple[Int, ...]
     base: Int
     table: Int
 
 
-def predict_pass(model: Model, f: Int, y: Int, q: int, p: int) -> Pass:
-    """Pass p, from features f and the symbols of earlier passes in y [Cy, hy, wy]."""
-    g, h = divmod(p, 2)
-    first = sum(model.group_sizes[:g])
-    size = model.group_sizes[g]
-    _, hy, wy = y.shape
-    half = np.add.outer(np.arange(hy), np.arange(wy)) % 2
-    step = model.step[q][:, None, None]
-    ctx = np.clip(round_shift(y.astype(np.int64) * step, model.ctx_shift), -127, 127)
-    inputs = [f, ctx[:first]]
-    if h == 1:
-        inputs.append(np.where(half == 0, ctx[first : first + size], 0))
-    out = run_net(model.nets[2 + p], np.concatenate(inputs))
-    channels, rows, columns = np.nonzero(np.broadcast_to(half == h, (size, hy, wy)))
-    mean = out[channels, rows, columns]
-    scale = out[size + channels, rows, columns]
-    gain = model.gain[q][first + channels]
-    offset = model.index_offset[q][first + channels]
+def predict(
+    model: Model, quantiser: Quantiser, q: int, channels: Int, mean: Int, scale: Int
+) -> tuple[Int, Int]:
+    """(base, table) of symbols of `channels` [n], from what a network says of them."""
+    gain, offset = quantiser.gain[q][channels], quantiser.index_offset[q][channels]
     m4 = np.clip(round_shift(mean * gain, model.mean_shift), -32768, 32767)
     k = np.clip(round_shift(scale + offset, model.scale_shift), 0, model.num_scales - 1)
-    return Pass((first + channels, rows, columns), m4 >> 2, 4 * k + (m4 & 3))
+    return m4 >> 2, 4 * k + (m4 & 3)
 
 
-def indexes(model: Model, z: Int, y: Int, q: int) -> tuple[Int, Int]:
-    """(base, table), int64 [Cy, hy, wy]."""
-    f = features(model, z, q, *y.shape[1:])
+def static_pass(part: int, codes: list[tuple[int, int]], shape: tuple[int, ...]) -> Pass:
+    """Version 1: all of s, or all of z."""
+    where = tuple(np.indices(shape).reshape(len(shape), -1))
+    pairs = np.array(codes, np.int64).reshape(-1, 2)[where[0]]
+    return Pass(part, where, pairs[:, 0], pairs[:, 1])
+
+
+def s_pass(model: Model, prior: NetworkPrior, q: int) -> Pass:
+    channels = np.arange(model.num_s)
+    base, table = predict(model, prior.s, q, channels, prior.s_mean, prior.s_scale)
+    return Pass(0, (channels,), base, table)
+
+
+def lattice_pass(
+    model: Model, part: int, quantiser: Quantiser, q: int, first: int, out: Int, lattice: Mask
+) -> Pass:
+    """A lattice of channels first, first + 1, ... from a network's output."""
+    size = len(out) // 2
+    channels, rows, columns = np.nonzero(np.broadcast_to(lattice, (size, *lattice.shape)))
+    mean, scale = out[channels, rows, columns], out[size + channels, rows, columns]
+    base, table = predict(model, quantiser, q, first + channels, mean, scale)
+    return Pass(part, (first + channels, rows, columns), base, table)
+
+
+def z_passes(
+    model: Model, prior: NetworkPrior, s: Int, z: Int, q: int, hy: int, wy: int
+) -> Iterator[Pass]:
+    even, odd = lattices(2, *z.shape[1:])
+    semantics = spread(context(model, prior.s, s, q), *z.shape[1:])
+    known = np.concatenate([planes(q, hy, wy, *z.shape[1:]), semantics])
+    first = run_net(prior.z_passes[0], known)
+    yield lattice_pass(model, 1, prior.z, q, 0, first, even)
+    ctx = np.where(even, context(model, prior.z, z, q), 0)
+    second = run_net(prior.z_passes[1], np.concatenate([known, ctx]))
+    yield lattice_pass(model, 1, prior.z, q, 0, second, odd)
+
+
+def y_passes(model: Model, f: Int, y: Int, q: int) -> Iterator[Pass]:
+    p = first = 0
+    for size, scan in zip(model.group_sizes, model.group_scans, strict=True):
+        coded = np.zeros(y.shape[1:], bool)
+        for step, lattice in enumerate(lattices(scan, *y.shape[1:])):
+            ctx = context(model, model.y, y, q)
+            inputs = [f, ctx[:first]]
+            if step > 0:
+                inputs.append(np.where(coded, ctx[first : first + size], 0))
+            out = run_net(model.passes[p], np.concatenate(inputs))
+            yield lattice_pass(model, 2 + p, model.y, q, first, out, lattice)
+            coded |= lattice
+            p += 1
+        first += size
+
+
+def walk(model: Model, s: Int, z: Int, y: Int, q: int) -> Iterator[Pass]:
+    """All passes in coding order.
+
+    Each reads what earlier ones coded, when its turn comes: a decoder starts with zeros and sets
+    the symbols of a pass before it asks for the next.
+    """
+    hy, wy = y.shape[1:]
+    prior = model.prior
+    if isinstance(prior, TablePrior):
+        yield static_pass(0, prior.s_code, s.shape)
+        yield static_pass(1, prior.z_code, z.shape)
+    else:
+        yield s_pass(model, prior, q)
+        yield from z_passes(model, prior, s, z, q, hy, wy)
+    yield from y_passes(model, features(model, s, z, q, hy, wy), y, q)
+
+
+def indexes(model: Model, s: Int, z: Int, y: Int, q: int) -> tuple[Int, Int]:
+    """(base, table) of y, int64 [Cy, hy, wy]."""
     base, table = np.zeros(y.shape, np.int64), np.zeros(y.shape, np.int64)
-    for p in range(2 * len(model.group_sizes)):
-        prediction = predict_pass(model, f, y, q, p)
-        base[prediction.where], table[prediction.where] = prediction.base, prediction.table
+    for one in walk(model, s, z, y, q):
+        if one.part >= 2:
+            base[one.where], table[one.where] = one.base, one.table
     return base, table
 
 
 def coded_values(model: Model, s: Int, z: Int, y: Int, q: int) -> list[tuple[int, Table, int]]:
     """Everything a payload codes, in order: (part, table, value)."""
-    out = [
-        (0, model.tables[t], int(v) - base) for v, (base, t) in zip(s, model.s_code, strict=True)
-    ]
-    for plane, (base, t) in zip(z, model.z_code, strict=True):
-        out += [(1, model.tables[t], int(v) - base) for v in plane.ravel()]
-    f = features(model, z, q, *y.shape[1:])
-    for p in range(2 * len(model.group_sizes)):
-        prediction = predict_pass(model, f, y, q, p)
-        symbols = y[prediction.where]
-        for v, base, t in zip(symbols, prediction.base, prediction.table, strict=True):
-            out.append((2 + p, model.tables[t], int(v) - int(base)))
+    out = []
+    for one in walk(model, s, z, y, q):
+        values = (s, z, y)[min(one.part, 2)][one.where] - one.base
+        for value, t in zip(values.tolist(), one.table.tolist(), strict=True):
+            out.append((one.part, model.tables[t], value))
     return out
 
 
@@ -382,32 +520,18 @@ def encode_latents(model: Model, s: Int, z: Int, y: Int, q: int) -> bytes:
 def decode_latents(model: Model, payload: bytes, q: int, hy: int, wy: int) -> tuple[Int, Int, Int]:
     """(s, z, y) of a payload that is valid."""
     coder = RangeDecoder(payload)
-    hz, wz = -(-hy // 4), -(-wy // 4)
-    s = np.array(
-        [base + decode_value(coder, model.tables[t]) for base, t in model.s_code], np.int64
-    )
-    z = np.array(
-        [
-            base + decode_value(coder, model.tables[t])
-            for base, t in model.z_code
-            for _ in range(hz * wz)
-        ],
-        np.int64,
-    ).reshape(model.num_z, hz, wz)
+    s = np.zeros(model.num_s, np.int64)
+    z = np.zeros((model.num_z, -(-hy // 4), -(-wy // 4)), np.int64)
     y = np.zeros((model.num_y, hy, wy), np.int64)
-    f = features(model, z, q, hy, wy)
-    for p in range(2 * len(model.group_sizes)):
-        prediction = predict_pass(model, f, y, q, p)
-        y[prediction.where] = [
-            int(base) + decode_value(coder, model.tables[t])
-            for base, t in zip(prediction.base, prediction.table, strict=True)
-        ]
+    for one in walk(model, s, z, y, q):
+        values = [decode_value(coder, model.tables[t]) for t in one.table.tolist()]
+        (s, z, y)[min(one.part, 2)][one.where] = one.base + np.array(values, np.int64)
     return s, z, y
 
 
 def part_bits(model: Model, s: Int, z: Int, y: Int, q: int) -> Float:
-    """Ideal bits of each part: float64 [2 + 2G]."""
-    bits = np.zeros(2 + 2 * len(model.group_sizes))
+    """Ideal bits of s, of z and of each pass of y."""
+    bits = np.zeros(2 + len(model.passes))
     for part, table, value in coded_values(model, s, z, y, q):
         bits[part] += value_bits(table, value)
     return bits
@@ -450,18 +574,62 @@ def random_layer(
     return Layer(weight.astype(np.int64), bias.astype(np.int64), shift, lo, hi)
 
 
+def random_quantiser(rng: np.random.Generator, channels: int, reach: float) -> Quantiser:
+    """Gains from -reach to reach octaves along the quality, a little different by channel."""
+    octaves = np.linspace(-reach, reach, NUM_Q)[:, None] + rng.uniform(-0.3, 0.3, channels)
+    return Quantiser(
+        step=np.rint(4096 * 2**-octaves).astype(np.int64),
+        gain=np.rint(256 * 2**octaves).astype(np.int64),
+        index_offset=np.rint(20 * octaves).astype(np.int64) + 60,
+    )
+
+
+def random_table_prior(
+    rng: np.random.Generator, num_s: int, num_z: int, tables: range
+) -> TablePrior:
+    s_code, z_code = (
+        [(int(rng.integers(-3, 4)), int(rng.integers(tables[0], tables[-1] + 1))) for _ in range(n)]
+        for n in (num_s, num_z)
+    )
+    return TablePrior(3, s_code, z_code)
+
+
+def random_network_prior(rng: np.random.Generator, num_s: int, num_z: int) -> NetworkPrior:
+    hidden = int(rng.integers(1, 14))
+    return NetworkPrior(
+        s_mean=rng.integers(-300, 301, num_s),
+        s_scale=rng.integers(-60, 60, num_s),
+        s=random_quantiser(rng, num_s, 1.0),
+        z=random_quantiser(rng, num_z, 1.0),
+        z_passes=[
+            [
+                random_layer(rng, 5 + num_s, hidden, 1, 0, 127),
+                random_layer(rng, hidden, 2 * num_z, 1, -900, 900),
+            ],
+            [
+                random_layer(rng, 5 + num_s + num_z, hidden, 3, 0, 127),
+                random_layer(rng, hidden, 2 * num_z, 1, -900, 900),
+            ],
+        ],
+    )
+
+
 def random_model(
     rng: np.random.Generator,
+    version: int,
     num_s: int = 4,
     num_z: int = 3,
     num_features: int = 8,
     group_sizes: tuple[int, ...] = (3, 5),
+    group_scans: tuple[int, ...] = (3, 1, 2, 3),
     num_scales: int = 16,
     last_kernel: int = 1,
 ) -> Model:
     """A small model whose predictions vary widely.
 
-    last_kernel: 1 or 3, of the last layer of the pass networks.
+    version: of the file, 1 or 2.
+    group_scans: of version 2, where it has more than the groups need, the first ones.
+    last_kernel: 1 or 3, of the last layer of the networks of y's passes.
     """
     num_y = sum(group_sizes)
     tables = [
@@ -469,54 +637,52 @@ def random_model(
         for k in range(num_scales)
         for frac in range(4)
     ]
-    first_static = len(tables)
-    tables += [laplace_table(1.0 + i, 0.0) for i in range(4)]
-
-    def codes(count: int) -> list[tuple[int, int]]:
-        return [
-            (int(rng.integers(-3, 4)), int(rng.integers(first_static, len(tables))))
-            for _ in range(count)
-        ]
-
+    known, num_planes = (0, 1) if version == 1 else (num_s, 5)
     u_channels = int(rng.integers(1, 12))
-    nets = [
-        [
-            random_layer(rng, num_z, u_channels, 3, 0, 127),
-            random_layer(rng, u_channels, u_channels, 1, -127, 127),
-        ],
-        [random_layer(rng, u_channels + 1, num_features, 3, 0, 127)],
+    h_s_z = [
+        random_layer(rng, num_z + known, u_channels, 3, 0, 127),
+        random_layer(rng, u_channels, u_channels, 1, -127, 127),
     ]
-    cin = num_features
-    for size in group_sizes:
-        for half in (0, 1):
-            cin += size * half
+    h_s_y = [random_layer(rng, u_channels + num_planes, num_features, 3, 0, 127)]
+    scans = [2 if version == 1 else scan for _, scan in zip(group_sizes, group_scans, strict=False)]
+    passes = []
+    before = num_features
+    for size, scan in zip(group_sizes, scans, strict=True):
+        for step in range(scan):
+            cin = before + (size if step > 0 else 0)
             hidden = int(rng.integers(1, 14))
-            nets.append(
+            passes.append(
                 [
                     random_layer(rng, cin, hidden, 3, 0, 127),
                     random_layer(rng, hidden, hidden, 1, 0, 300),
                     random_layer(rng, hidden, 2 * size, last_kernel, -900, 900),
                 ]
             )
-    octaves = np.linspace(-2.5, 2.5, NUM_Q)[:, None] + rng.uniform(-0.3, 0.3, num_y)
+        before += size
+    y = random_quantiser(rng, num_y, 2.5)
+    prior: TablePrior | NetworkPrior
+    if version == 1:
+        tables += [laplace_table(1.0 + i, 0.0) for i in range(4)]
+        prior = random_table_prior(rng, num_s, num_z, range(4 * num_scales, len(tables)))
+    else:
+        prior = random_network_prior(rng, num_s, num_z)
     return Model(
         num_s=num_s,
         num_z=num_z,
         num_y=num_y,
         num_features=num_features,
         group_sizes=list(group_sizes),
+        group_scans=scans,
         num_scales=num_scales,
         ctx_shift=9,
         mean_shift=11,
         scale_shift=3,
-        z_shift=3,
         tables=tables,
-        s_code=codes(num_s),
-        z_code=codes(num_z),
-        step=np.rint(4096 * 2**-octaves).astype(np.int64),
-        gain=np.rint(256 * 2**octaves).astype(np.int64),
-        index_offset=np.rint(20 * octaves).astype(np.int64) + 60,
-        nets=nets,
+        prior=prior,
+        y=y,
+        h_s_z=h_s_z,
+        h_s_y=h_s_y,
+        passes=passes,
     )
 
 
@@ -538,33 +704,39 @@ def random_latents(
     )
 
 
-def table_model(tables: list[Table]) -> Model:
-    """The smallest model around `tables` (at least four), for tests of the coder alone."""
-    one = Layer(np.ones((1, 1, 1, 1), np.int64), np.zeros(1, np.int64), 1, -127, 127)
+def table_model(tables: list[Table], version: int = 2) -> Model:
+    """The smallest model around `tables` (at least four), for tests of the coder alone.
 
-    def layer(cin: int, cout: int) -> Layer:
-        weight = np.ones((cout, cin, 1, 1), np.int64)
-        return Layer(weight, np.zeros(cout, np.int64), 1, -127, 127)
+    It predicts zero with the first table for z.
+    """
 
-    ones = np.ones((NUM_Q, 1), np.int64)
+    def layer(cin: int, cout: int, weight: int = 1) -> list[Layer]:
+        weights = np.full((cout, cin, 1, 1), weight, np.int64)
+        return [Layer(weights, np.zeros(cout, np.int64), 1, -127, 127)]
+
+    def ones(channels: int) -> Quantiser:
+        values = np.ones((NUM_Q, channels), np.int64)
+        return Quantiser(values, values, 0 * values)
+
+    nothing = np.zeros(0, np.int64)
+    learned = NetworkPrior(nothing, nothing, ones(0), ones(1), [layer(5, 2, 0), layer(6, 2, 0)])
     return Model(
         num_s=0,
         num_z=1,
         num_y=1,
         num_features=1,
         group_sizes=[1],
+        group_scans=[2],
         num_scales=1,
         ctx_shift=0,
         mean_shift=0,
         scale_shift=0,
-        z_shift=0,
         tables=tables,
-        s_code=[],
-        z_code=[(0, 0)],
-        step=ones,
-        gain=ones,
-        index_offset=0 * ones,
-        nets=[[one], [layer(2, 1)], [layer(1, 2)], [layer(2, 2)]],
+        prior=TablePrior(0, [], [(0, 0)]) if version == 1 else learned,
+        y=ones(1),
+        h_s_z=layer(1, 1),
+        h_s_y=layer(2 if version == 1 else 6, 1),
+        passes=[layer(1, 2), layer(2, 2)],
     )
 
 

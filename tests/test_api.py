@@ -290,6 +290,15 @@ def test_unknown_model_is_named(decoder: Decoder, coded: bytes, model: Model) ->
     assert f"edge ({model.entropy.model_id:04x})" in str(caught.value)
 
 
+def test_a_file_of_release_0_1_0_is_refused_by_the_id_of_its_model(
+    decoder: Decoder, coded: bytes
+) -> None:
+    header, _, payload = unpack(coded)
+    old = Header(0x4F63, header.height, header.width, header.scale, header.quality)
+    with pytest.raises(ModelError, match="the file needs model 4f63"):
+        decoder.decode(pack(old, payload))
+
+
 def test_every_truncation_is_refused(decoder: Decoder, coded: bytes) -> None:
     for length in range(len(coded)):
         with pytest.raises(BitstreamError):

@@ -27,6 +27,7 @@ def synthesis_inputs(model: Model, hy: int, wy: int, seed: int = 0) -> dict[str,
         "s_hat": random.integers(-2, 3, (1, entropy.num_s)).astype(np.float32),
         "noise": random.normal(0.0, 1.0, (1, 48, 4 * hy, 4 * wy)).astype(np.float32),
         "realism": np.array([0.7], np.float32),
+        "quality": np.array([0.4], np.float32),
     }
 
 
@@ -91,7 +92,7 @@ def test_ports(engine: str, model: Model) -> None:
     assert list(analysis.inputs) == ["bands"]
     assert sorted(analysis.outputs) == ["s", "y", "z"]
     synthesis = load_graph(model.read(SYNTHESIS), engine, 1)
-    assert sorted(synthesis.inputs) == ["noise", "realism", "s_hat", "y_hat"]
+    assert sorted(synthesis.inputs) == ["noise", "quality", "realism", "s_hat", "y_hat"]
     assert list(synthesis.outputs) == ["bands"]
 
 

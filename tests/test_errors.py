@@ -178,6 +178,6 @@ def test_part_bits_add_up_to_the_payload(model: Model) -> None:
         150,
     )
     bits = entropy.part_bits(symbols, 150)
-    assert list(bits) == ["s", "z", *(f"y{p}" for p in range(2 * entropy.num_groups))]
+    assert list(bits) == ["s", "z", *(f"y{p}" for p in range(entropy.num_passes))]
     ideal = sum(bits.values()) / 8
     assert ideal - 1 <= len(entropy.encode(symbols, 150)) <= 1.002 * ideal + 2

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from export.data import POINTS, FaceSampler, read_index
+from export.data import POINTS, BatchKind, FaceSampler, read_index
 from export.integer_entropy import EntropyConfig
 from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform
 from export.networks import (
@@ -25,10 +27,13 @@ from export.networks import (
 from export.optim import orthogonalise
 from export.pack import pack
 from export.to_onnx import export_model, load_codec
-from export.train import Settings, Trainer, rate_lambda
+from export.train import VALIDATE_Q, Settings, Trainer, rate_lambda
 from export.verify import TOLERANCE, differences, synthetic_image
-from fasdiff_edge import _core
+from fasdiff_edge import Decoder, Encoder, _core
+from fasdiff_edge.bitstream import unpack
+from fasdiff_edge.models import load_model
 
+HALF = torch.tensor([0.5])  # a quality
 SMALL = ModelConfig(
     w4=16,
     w8=16,
@@ -49,6 +54,15 @@ def small_codec() -> Codec:
     return codec.eval()
 
 
+def exported(folder: Path) -> tuple[Codec, dict[str, Any]]:
+    """A small codec with the float16 weights of a file, and the manifest of its export."""
+    codec = small_codec()
+    for part in (codec.g_a, codec.g_s):
+        for p in part.parameters():
+            p.data = p.data.half().float()
+    return codec, export_model(codec, folder, {}, name="small", min_quality=0.0)
+
+
 def test_split_and_merge_equal_the_core() -> None:
     image = synthetic_image(64, 48)
     bands = split_bands(torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float())
@@ -62,25 +76,34 @@ def test_realism_zero_ignores_the_noise_and_one_does_not() -> None:
     y_hat, s = torch.randn(1, 16, 4, 4), torch.randn(1, 4)
     a, b = torch.randn(2, 1, 48, 16, 16)
     with torch.no_grad():
-        zero = [codec.g_s(y_hat, s, n, torch.zeros(1)) for n in (a, b)]
-        one = [codec.g_s(y_hat, s, n, torch.ones(1)) for n in (a, b)]
+        zero = [codec.g_s(y_hat, s, n, torch.zeros(1), HALF) for n in (a, b)]
+        one = [codec.g_s(y_hat, s, n, torch.ones(1), HALF) for n in (a, b)]
     assert torch.equal(*zero)
     assert not torch.equal(*one)
 
 
-def test_semantics_modulate_the_decoder() -> None:
+def test_semantics_and_quality_modulate_the_decoder() -> None:
     codec = small_codec()
     y_hat, noise = torch.randn(1, 16, 4, 4), torch.zeros(1, 48, 16, 16)
     with torch.no_grad():
-        outs = [codec.g_s(y_hat, s, noise, torch.ones(1)) for s in torch.eye(4)[:2, None] * 5]
-    assert not torch.equal(*outs)
+        by_s = [codec.g_s(y_hat, s, noise, torch.ones(1), HALF) for s in torch.eye(4)[:2, None] * 5]
+        by_q = [
+            codec.g_s(y_hat, torch.zeros(1, 4), noise, torch.ones(1), torch.tensor([quality]))
+            for quality in (0.1, 0.9)
+        ]
+    assert not torch.equal(*by_s)
+    assert not torch.equal(*by_q)
 
 
 def test_every_parameter_gets_a_gradient() -> None:
     codec = small_codec().train()
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
-    out, parts = codec(
-        image, torch.tensor([200]), torch.ones(1), torch.randn(1, 48, 16, 16), bf16=False
+    out, parts, _ = codec(
+        split_bands(image),
+        torch.tensor([200]),
+        torch.ones(1),
+        torch.randn(1, 48, 16, 16),
+        bf16=False,
     )
     (out.square().mean() + sum(v.sum() for v in parts.values())).backward()
     dead = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -88,14 +111,31 @@ def test_every_parameter_gets_a_gradient() -> None:
 
 
 def test_export_agrees_in_all_engines(tmp_path: Path) -> None:
-    codec = small_codec()
-    for part in (codec.g_a, codec.g_s):
-        for p in part.parameters():
-            p.data = p.data.half().float()
-    manifest = export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
+    codec, manifest = exported(tmp_path)
     assert json.loads((tmp_path / "manifest.json").read_text()) == manifest
     for name, worst in differences(codec, tmp_path, 80, 48).items():
         assert worst <= TOLERANCE, name
+
+
+@pytest.mark.parametrize("quality", [12, 40, 63])
+def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: int) -> None:
+    """Files of an exported model give the bands and the semantics of `Codec.forward`."""
+    codec, _ = exported(tmp_path)
+    image = synthetic_image(80, 48)
+    bands = split_bands(torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float())
+    q = torch.tensor([4 * quality])
+    with torch.no_grad():
+        out, parts, s_hat = codec(bands, q, torch.zeros(1), torch.zeros_like(bands), bf16=False)
+    assert out.shape == bands.shape and s_hat.shape == (1, 4)
+    assert list(parts) == ["s", "z", "y0", "y1", "y2", "y3"]
+    file = Encoder(tmp_path, "onnxruntime", 1).encode(image, quality=quality)
+    header, _, payload = unpack(file)
+    entropy = load_model(tmp_path).entropy
+    symbols = entropy.decode(payload, header.quality, header.latent_size)
+    np.testing.assert_allclose(entropy.semantics(symbols.s, 4 * quality), s_hat[0], rtol=1e-6)
+    decoded = Decoder(tmp_path, "onnxruntime", realism=0.0, threads=1).decode(file)
+    expected = merge_bands(out)[0].clamp(0, 255).numpy().transpose(1, 2, 0)
+    assert np.abs(decoded - expected).max() <= 0.6  # it was rounded
 
 
 def test_verify_notices_a_wrong_graph(tmp_path: Path) -> None:
@@ -152,11 +192,24 @@ def face_folder(tmp_path: Path) -> Path:
 
 
 def test_sampler_gives_crops_and_landmarks(face_folder: Path) -> None:
-    sampler = FaceSampler(read_index(face_folder, "train"), seed=0)
-    image, theta, whole = sampler.next(128, 8, 0.5)
-    assert image.shape == (8, 3, 128, 128) and image.dtype == np.uint8
-    assert theta.shape == (8, 2, 3) and whole.dtype == bool
-    assert whole.any() and not np.isnan(theta).any()
+    kinds = [BatchKind(128, 8, 0.5, 0.5), BatchKind(64, 3, 0.0, 0.5), BatchKind(96, 1, 0.0, 0.0)]
+    sampler = FaceSampler(read_index(face_folder, "train"), 0, kinds)
+    batches = [sampler.next() for _ in range(12)]
+    assert {image.shape for image, _, _ in batches} == {(8, 3, 128, 128), (3, 3, 64, 64)}
+    for image, theta, whole in batches:
+        assert image.dtype == np.uint8
+        assert theta.shape == (len(image), 2, 3) and whole.dtype == bool
+        assert not np.isnan(theta).any()
+    assert any(whole.any() for _, _, whole in batches)
+
+
+def test_an_unreadable_picture_stops_the_sampler(face_folder: Path) -> None:
+    faces = read_index(face_folder, "train")
+    for face in faces:
+        face.path.unlink()
+    sampler = FaceSampler(faces, 0, [BatchKind(64, 2, 0.5, 1.0)])
+    with pytest.raises(FileNotFoundError):
+        sampler.next()
 
 
 def test_rate_lambda_spans_the_qualities() -> None:
@@ -169,24 +222,29 @@ def test_rate_lambda_spans_the_qualities() -> None:
 def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     """A few steps lower the loss; a stopped run goes on from its checkpoint and exports."""
     out = tmp_path / "run"
+    settings = Settings(perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4)
+    fresh = small_codec()
+    weights = {"model": fresh.state_dict(), "ema": fresh.state_dict()}
+    start = {"config": fresh.config_dict(), "settings": asdict(settings), **weights}
+    torch.save({**start, "elapsed": 0.0, "step": 0, "images": 0}, tmp_path / "start.pt")
     args = argparse.Namespace(
-        data=str(face_folder), weights="", out=str(out), init=None, minutes=0.35,
-        validate_every=60.0, validate_count=1, override={},
+        data=str(face_folder), weights="", out=str(out), init=str(tmp_path / "start.pt"),
+        minutes=0.15, validate_every=60.0, validate_count=1, override={},
     )  # fmt: skip
-    settings = Settings(perceptual_from=2.0, large_from=2.0, batch_128=4)
     trainer = Trainer(args, settings)
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
 
     def error() -> float:
         """Squared error of one image at the top quality."""
         noise = torch.zeros(1, 48, 16, 16)
+        bands = split_bands(image)
         with torch.no_grad():
-            decoded, _ = trainer.model(image, torch.tensor([252]), torch.zeros(1), noise)
-        return float((decoded - image).square().mean())
+            decoded, _, _ = trainer.model(bands, torch.tensor([252]), torch.zeros(1), noise)
+        return float((decoded - bands).square().mean())
 
     first = error()
     trainer.run()
-    assert trainer.step >= 1 and (out / "curve.tsv").read_text().count("\n") == 4
+    assert trainer.step >= 1 and (out / "curve.tsv").read_text().count("\n") == len(VALIDATE_Q)
     assert error() < 0.9 * first
     again = Trainer(args, Settings(seed=7))
     assert (again.step, again.images, again.elapsed) == (

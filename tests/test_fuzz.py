@@ -18,16 +18,27 @@ from fasdiff_edge import bitstream
 from fasdiff_edge.entropy_model import EntropyModel
 from fasdiff_edge.errors import BitstreamError, ModelError
 
-V1 = Path(__file__).resolve().parent / "vectors" / "v1"
-FILES = [
-    (V1 / stream["file"]).read_bytes()
-    for stream in json.loads((V1 / "index.json").read_text())["streams"]
-]
+VECTORS = Path(__file__).resolve().parent / "vectors"
 
 
-@pytest.fixture(scope="module")
-def model() -> EntropyModel:
-    return EntropyModel((V1 / "entropy_model.bin").read_bytes())
+def files_of(folder: Path) -> list[bytes]:
+    index = json.loads((folder / "index.json").read_text())
+    return [(folder / stream["file"]).read_bytes() for stream in index["streams"]]
+
+
+FILES = {name: files_of(VECTORS / name) for name in ("v1", "v2")}
+ALL_FILES = [file for files in FILES.values() for file in files]
+
+
+@pytest.fixture(params=FILES)
+def version(request: pytest.FixtureRequest) -> str:
+    """Golden files of each version of the entropy model file."""
+    return str(request.param)
+
+
+@pytest.fixture
+def model(version: str) -> EntropyModel:
+    return EntropyModel((VECTORS / version / "entropy_model.bin").read_bytes())
 
 
 def reseal(file: bytes) -> bytes:
@@ -60,11 +71,11 @@ def decode(model: EntropyModel, file: bytes) -> None:
         assert part.min(initial=0) >= -32768 and part.max(initial=0) <= 32767
 
 
-def test_mutants_with_the_old_checksum_are_refused(model: EntropyModel) -> None:
+def test_mutants_with_the_old_checksum_are_refused() -> None:
     rng = np.random.default_rng(0)
     mutants = 0
     while mutants < 1000:
-        original = FILES[rng.integers(len(FILES))]
+        original = ALL_FILES[rng.integers(len(ALL_FILES))]
         file = damage(rng, original)
         if file == original:
             continue
@@ -73,12 +84,15 @@ def test_mutants_with_the_old_checksum_are_refused(model: EntropyModel) -> None:
             bitstream.unpack(file)
 
 
-def test_mutants_with_a_new_checksum_reach_the_entropy_decoder(model: EntropyModel) -> None:
+def test_mutants_with_a_new_checksum_reach_the_entropy_decoder(
+    version: str, model: EntropyModel
+) -> None:
+    files = FILES[version]
     rng = np.random.default_rng(1)
     reasons: dict[str, int] = {}
     decoded = 0
     for _ in range(1000):
-        file = FILES[rng.integers(len(FILES))]
+        file = files[rng.integers(len(files))]
         file = file[:7] + bytes([rng.integers(253)]) + file[8:12] + damage(rng, file[12:])
         file = reseal(file)
         bitstream.unpack(file)  # the header is fine: what follows is the entropy decoder's word
@@ -93,14 +107,14 @@ def test_mutants_with_a_new_checksum_reach_the_entropy_decoder(model: EntropyMod
     assert any("bytes are left" in reason for reason in reasons)
 
 
-@pytest.mark.parametrize("file", FILES, ids=len)
+@pytest.mark.parametrize("file", ALL_FILES, ids=len)
 def test_every_truncation_is_refused(file: bytes) -> None:
     for size in range(len(file)):
         with pytest.raises(BitstreamError):
             bitstream.unpack(file[:size])
 
 
-@pytest.mark.parametrize("file", FILES[:3], ids=len)
+@pytest.mark.parametrize("file", [*FILES["v1"][:3], *FILES["v2"][:3]], ids=len)
 def test_every_bit_flip_is_refused(file: bytes) -> None:
     for i in range(len(file)):
         for bit in range(8):
@@ -108,8 +122,8 @@ def test_every_bit_flip_is_refused(file: bytes) -> None:
                 bitstream.unpack(file[:i] + bytes([file[i] ^ 1 << bit]) + file[i + 1 :])
 
 
-def test_mutants_of_the_model_are_refused_or_work() -> None:
-    data = (V1 / "entropy_model.bin").read_bytes()
+def test_mutants_of_the_model_are_refused_or_work(version: str) -> None:
+    data = (VECTORS / version / "entropy_model.bin").read_bytes()
     rng = np.random.default_rng(2)
     refused = 0
     for _ in range(300):
@@ -148,9 +162,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-def test_a_huge_size_takes_little_memory(run_python: RunPython) -> None:
+def test_a_huge_size_takes_little_memory(run_python: RunPython, version: str) -> None:
     """The largest size that a header can name, with next to nothing behind it."""
-    result = run_python("-c", HUGE, V1 / "entropy_model.bin")
+    result = run_python("-c", HUGE, VECTORS / version / "entropy_model.bin")
     assert result.returncode == 0, result.stderr
     *outcomes, megabytes = result.stdout.decode().split()
     assert outcomes == ["refused"] * 3

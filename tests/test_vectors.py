@@ -1,7 +1,8 @@
 """Golden streams: files of format version 1 decode to the same symbols for ever.
 
-tests/vectors/make_vectors.py made them with the Python reference. The C++ twin of this test,
-tests/cpp/verify_vectors.cpp, runs on any machine without Python.
+tests/vectors/make_vectors.py made them with the Python reference, each folder with an entropy model
+file of its own version. The C++ twin of this test, tests/cpp/verify_vectors.cpp, runs on any
+machine without Python.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,80 +22,127 @@ import pytest
 from fasdiff_edge import _core, bitstream
 
 VECTORS = Path(__file__).resolve().parent / "vectors"
-V1 = VECTORS / "v1"
-INDEX = json.loads((V1 / "index.json").read_text())
-STREAMS = INDEX["streams"]
-# The index itself is pinned: neither it nor what it names may change.
-INDEX_SHA256 = "e182e793f23eba622186c4b7105042b50921f0a954901a228287a993a4b24ca1"
+V1, V2 = VECTORS / "v1", VECTORS / "v2"
+# The indexes themselves are pinned: neither they nor what they name may change.
+INDEX_SHA256 = {
+    V1: "e182e793f23eba622186c4b7105042b50921f0a954901a228287a993a4b24ca1",
+    V2: "5b32d3ba76c8704be8bf6216f7350aa8128f748cc42296f09d47aa21a11e9ce8",
+}
+INDEXES = {folder: json.loads((folder / "index.json").read_text()) for folder in INDEX_SHA256}
 
-each_stream = pytest.mark.parametrize("stream", STREAMS, ids=lambda stream: stream["file"])
+
+@dataclass(frozen=True)
+class Stream:
+    """A golden file and what the index says of it."""
+
+    folder: Path
+    says: dict[str, Any]
+
+    @property
+    def file(self) -> bytes:
+        return (self.folder / self.says["file"]).read_bytes()
+
+    @property
+    def payload(self) -> bytes:
+        return self.file[12:]
+
+    @property
+    def model_id(self) -> int:
+        return int(INDEXES[self.folder]["model_id"], 16)
+
+    def decode(self, model: _core.EntropyModel) -> tuple[np.ndarray, ...]:
+        return model.decode(self.payload, self.says["quality"], *self.says["latent"])
+
+
+STREAMS = [Stream(folder, says) for folder, index in INDEXES.items() for says in index["streams"]]
+
+each_folder = pytest.mark.parametrize("folder", INDEXES, ids=lambda folder: folder.name)
+each_stream = pytest.mark.parametrize(
+    "stream", STREAMS, ids=lambda stream: f"{stream.folder.name}-{stream.says['file']}"
+)
 
 
 @pytest.fixture(scope="module")
-def model() -> _core.EntropyModel:
-    return _core.EntropyModel((V1 / INDEX["entropy_model"]).read_bytes())
+def models() -> dict[Path, _core.EntropyModel]:
+    """The frozen model of each folder."""
+    return {
+        folder: _core.EntropyModel((folder / index["entropy_model"]).read_bytes())
+        for folder, index in INDEXES.items()
+    }
 
 
 def symbols_sha256(latents: tuple[np.ndarray, ...]) -> str:
     return hashlib.sha256(b"".join(a.astype("<i4").tobytes() for a in latents)).hexdigest()
 
 
-def test_the_vectors_are_the_released_ones() -> None:
-    assert hashlib.sha256((V1 / "index.json").read_bytes()).hexdigest() == INDEX_SHA256
-    model_file = (V1 / INDEX["entropy_model"]).read_bytes()
-    assert hashlib.sha256(model_file).hexdigest() == INDEX["entropy_model_sha256"]
-    assert INDEX["entropy_model_sha256"].startswith(INDEX["model_id"])
-    for stream in STREAMS:
-        file = (V1 / stream["file"]).read_bytes()
-        assert hashlib.sha256(file).hexdigest() == stream["file_sha256"]
-    named = {stream["file"] for stream in STREAMS} | {INDEX["entropy_model"], "index.json"}
-    assert {path.name for path in V1.iterdir()} == named
+@each_folder
+def test_the_vectors_are_the_released_ones(folder: Path) -> None:
+    index = INDEXES[folder]
+    assert hashlib.sha256((folder / "index.json").read_bytes()).hexdigest() == INDEX_SHA256[folder]
+    model_file = (folder / index["entropy_model"]).read_bytes()
+    assert hashlib.sha256(model_file).hexdigest() == index["entropy_model_sha256"]
+    assert index["entropy_model_sha256"].startswith(index["model_id"])
+    streams = [stream for stream in STREAMS if stream.folder == folder]
+    for stream in streams:
+        assert hashlib.sha256(stream.file).hexdigest() == stream.says["file_sha256"]
+    named = {stream.says["file"] for stream in streams} | {index["entropy_model"], "index.json"}
+    assert {path.name for path in folder.iterdir()} == named
+
+
+def test_each_folder_has_its_version(models: dict[Path, _core.EntropyModel]) -> None:
+    assert [models[folder].version for folder in (V1, V2)] == [1, 2]
+    assert models[V2].group_scans == [3, 2, 1], "every kind of scan"
 
 
 @each_stream
-def test_header(stream: dict[str, Any]) -> None:
-    file = (V1 / stream["file"]).read_bytes()
-    fields = _core.parse_header(file)
+def test_header(stream: Stream) -> None:
+    says = stream.says
+    fields = _core.parse_header(stream.file)
     assert fields == (
         1,
-        stream["scale"],
-        int(INDEX["model_id"], 16),
-        stream["width"],
-        stream["height"],
-        stream["quality"],
+        says["scale"],
+        stream.model_id,
+        says["width"],
+        says["height"],
+        says["quality"],
     )
-    header, crc, payload = bitstream.unpack(file)
+    header, crc, payload = bitstream.unpack(stream.file)
     assert (header.scale, header.model_id, header.width) == fields[1:4]
     assert (header.height, header.quality) == fields[4:6]
-    assert list(header.latent_size) == stream["latent"]
-    assert (crc, payload) == (int.from_bytes(file[8:12], "big"), file[12:])
-    assert bitstream.pack(header, payload) == file
+    assert list(header.latent_size) == says["latent"]
+    assert (crc, payload) == (int.from_bytes(stream.file[8:12], "big"), stream.payload)
+    assert bitstream.pack(header, payload) == stream.file
 
 
 @each_stream
-def test_decodes_and_encodes_again(stream: dict[str, Any], model: _core.EntropyModel) -> None:
-    payload = (V1 / stream["file"]).read_bytes()[12:]
-    latents = model.decode(payload, stream["quality"], *stream["latent"])
-    assert symbols_sha256(latents) == stream["symbols_sha256"]
-    assert model.encode(*latents, stream["quality"]) == payload
+def test_decodes_and_encodes_again(stream: Stream, models: dict[Path, _core.EntropyModel]) -> None:
+    model = models[stream.folder]
+    latents = stream.decode(model)
+    assert symbols_sha256(latents) == stream.says["symbols_sha256"]
+    assert model.encode(*latents, stream.says["quality"]) == stream.payload
 
 
-def test_the_vectors_use_every_table_and_the_escape(model: _core.EntropyModel) -> None:
+@each_folder
+def test_the_vectors_use_every_table_and_the_escape(
+    folder: Path, models: dict[Path, _core.EntropyModel]
+) -> None:
+    model = models[folder]
     tables: set[int] = set()
     farthest = 0
     for stream in STREAMS:
-        payload = (V1 / stream["file"]).read_bytes()[12:]
-        _, z, y = model.decode(payload, stream["quality"], *stream["latent"])
-        base, table = model.indexes(z, y, stream["quality"])
+        if stream.folder != folder:
+            continue
+        latents = stream.decode(model)
+        base, table = model.indexes(*latents, stream.says["quality"])
         tables |= set(table.ravel().tolist())
-        farthest = max(farthest, int(np.abs(y - base).max()))
+        farthest = max(farthest, int(np.abs(latents[2] - base).max()))
     assert tables == set(range(4 * model.num_scales))
     assert farthest > 32000
 
 
 def damaged_headers() -> dict[str, tuple[bytes, str]]:
     """name -> (file, a word of the reason that both parsers give)."""
-    good = (V1 / STREAMS[0]["file"]).read_bytes()
+    good = STREAMS[0].file
 
     def sealed(front: bytes) -> bytes:
         return front + zlib.crc32(front + good[12:]).to_bytes(4, "big") + good[12:]
@@ -148,10 +197,11 @@ def test_both_header_parsers_agree_on_random_headers() -> None:
     assert 500 < accepted < 1900
 
 
-def test_the_generator_refuses_to_overwrite() -> None:
-    before = {path.name: path.read_bytes() for path in V1.iterdir()}
-    command = [sys.executable, str(VECTORS / "make_vectors.py"), str(V1)]
+@each_folder
+def test_the_generator_refuses_to_overwrite(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    command = [sys.executable, str(VECTORS / "make_vectors.py"), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
     assert "never rewritten" in result.stderr
-    assert {path.name: path.read_bytes() for path in V1.iterdir()} == before
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -1,8 +1,8 @@
 // Damaged entropy model files: parsed or refused, and whatever is parsed must run without harm.
-//   fuzz_models tests/vectors/v1 [mutants]
+//   fuzz_models MUTANTS tests/vectors/v1 tests/vectors/v2
 //
-// Every length of the first 400 bytes is tried, then mutants. Meant to run under AddressSanitizer
-// and UBSan: a model that the parser lets through may not overflow an accumulator.
+// Of each model, every length of the first 400 bytes is tried, then mutants. Meant to run under
+// AddressSanitizer and UBSan: a model that the parser lets through may not overflow an accumulator.
 
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +18,8 @@ namespace fasdiff {
 namespace testing {
 namespace {
 
+constexpr size_t kNetworks = 6000;  // Bytes at the end of a file, about.
+
 struct Tally {
   long parsed = 0;
   long refused = 0;
@@ -29,7 +31,7 @@ void Mutate(Random* random, Bytes* file) {
     // Half of the edits go where the counts are, the others anywhere; the networks are at the end.
     const size_t span = random->Int(0, 1) == 0 ? 40 : file->size();
     const size_t at =
-        random->Int(0, 2) == 0 ? file->size() - 1 - random->Index(4000) : random->Index(span);
+        random->Int(0, 2) == 0 ? file->size() - 1 - random->Index(kNetworks) : random->Index(span);
     const uint8_t extremes[] = {0x00, 0x01, 0x7F, 0x80, 0xFF};
     switch (random->Int(0, 2)) {
       case 0:
@@ -75,6 +77,26 @@ void Try(const Bytes& file, Random* random, Tally* tally) {
   CHECK(latents == again);
 }
 
+void Fuzz(const Golden& golden, long mutants) {
+  CHECK(golden.model.size() > kNetworks);
+  if (golden.model.size() <= kNetworks) return;
+  Tally tally;
+  Random random(7);
+  for (size_t size = 0; size < 400; ++size) {
+    const Bytes cut(golden.model.begin(), golden.model.begin() + static_cast<ptrdiff_t>(size));
+    Try(cut, &random, &tally);
+  }
+  CHECK(tally.refused == 400);
+  for (long i = 0; i < mutants; ++i) {
+    Bytes file = golden.model;
+    Mutate(&random, &file);
+    Try(file, &random, &tally);
+  }
+  std::printf("%ld model files refused, %ld parsed and run\n", tally.refused, tally.parsed);
+  CHECK(tally.refused + tally.parsed == mutants + 400);
+  CHECK(tally.parsed > mutants / 20);
+}
+
 }  // namespace
 }  // namespace testing
 }  // namespace fasdiff
@@ -82,29 +104,10 @@ void Try(const Bytes& file, Random* random, Tally* tally) {
 int main(int argc, char** argv) {
   using namespace fasdiff;
   using namespace fasdiff::testing;
-  if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: %s DIRECTORY [MUTANTS]\n", argv[0]);
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: %s MUTANTS DIRECTORY...\n", argv[0]);
     return 2;
   }
-  const long mutants = argc == 3 ? std::atol(argv[2]) : 2000;
-  const Golden golden = LoadGolden(argv[1]);
-  CHECK(golden.model.size() > 4000);
-  Tally tally;
-  if (golden.model.size() > 4000) {
-    Random random(7);
-    for (size_t size = 0; size < 400; ++size) {
-      const Bytes cut(golden.model.begin(), golden.model.begin() + static_cast<ptrdiff_t>(size));
-      Try(cut, &random, &tally);
-    }
-    CHECK(tally.refused == 400);
-    for (long i = 0; i < mutants; ++i) {
-      Bytes file = golden.model;
-      Mutate(&random, &file);
-      Try(file, &random, &tally);
-    }
-  }
-  std::printf("%ld model files refused, %ld parsed and run\n", tally.refused, tally.parsed);
-  CHECK(tally.refused + tally.parsed == mutants + 400);
-  CHECK(tally.parsed > mutants / 20);
+  for (int i = 2; i < argc; ++i) Fuzz(LoadGolden(argv[i]), std::atol(argv[1]));
   return Finish("fuzz_models");
 }

@@ -1,5 +1,5 @@
 // Damaged files, with and without a checksum that fits: nothing may crash, hang or read elsewhere.
-//   fuzz_streams tests/vectors/v1 [mutants]
+//   fuzz_streams MUTANTS tests/vectors/v1 tests/vectors/v2
 //
 // Even mutants keep the old CRC and may be damaged anywhere: every one must be refused by the
 // header. Odd ones have the payload, the size, the scale or the quality changed and the CRC
@@ -103,7 +103,7 @@ void DamageBehindHeader(Random* random, bool huge, Bytes* file) {
   if (kind <= 2) SetSize(random->Int(1, kMaxSide), random->Int(1, kMaxSide), file);
   if (kind == 1 || kind == 3) (*file)[7] = static_cast<uint8_t>(random->Int(0, 252));
   if (kind == 2 || kind == 4) (*file)[1] = static_cast<uint8_t>(0x10 | random->Int(0, 3) << 2);
-  if (huge) {  // As large as a version 1 file can be.
+  if (huge) {  // As large as a file can be.
     SetSize(4096, 4096, file);
     (*file)[1] = 0x14;
   }
@@ -167,6 +167,30 @@ void Fuzz(const EntropyModel& model, const Golden& golden, long mutants, Tally* 
   }
 }
 
+void FuzzAll(const Golden& golden, long mutants) {
+  EntropyModel model;
+  const Status parsed = ParseEntropyModel(golden.model.data(), golden.model.size(), &model);
+  CHECK(mutants >= 2 && mutants % 2 == 0);
+  CHECK(parsed == Status::kOk);
+  CHECK(!golden.streams.empty());
+  if (parsed != Status::kOk || golden.streams.empty()) return;
+  Tally tally;
+  Fuzz(model, golden, mutants, &tally);
+  std::printf(
+      "model file version %d: %ld mutants\n"
+      "%ld with the old checksum, %ld refused by the header\n"
+      "%ld with a new checksum, %ld reached the entropy decoder\n"
+      "%ld of these decoded, %ld more as truncated\n",
+      model.version, tally.mutants, tally.mutants - tally.resealed, tally.refused_by_header,
+      tally.resealed, tally.reached_decoder, tally.decoded, tally.decoded_truncated);
+  CHECK(tally.mutants == mutants);
+  CHECK(tally.resealed == mutants / 2);
+  CHECK(tally.reached_decoder == tally.resealed);
+  CHECK(tally.refused_by_header == mutants - tally.resealed);
+  CHECK(tally.decoded > 0 && tally.decoded < tally.reached_decoder);
+  CHECK(tally.decoded_truncated > 0);
+}
+
 long PeakMegabytes() {
   rusage usage;
   return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_maxrss / 1024 : 0;
@@ -179,34 +203,13 @@ long PeakMegabytes() {
 int main(int argc, char** argv) {
   using namespace fasdiff;
   using namespace fasdiff::testing;
-  if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: %s DIRECTORY [MUTANTS]\n", argv[0]);
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: %s MUTANTS DIRECTORY...\n", argv[0]);
     return 2;
   }
-  const long mutants = argc == 3 ? std::atol(argv[2]) : 20000;
-  const Golden golden = LoadGolden(argv[1]);
-  EntropyModel model;
-  const Status parsed = ParseEntropyModel(golden.model.data(), golden.model.size(), &model);
-  CHECK(mutants >= 2 && mutants % 2 == 0);
-  CHECK(parsed == Status::kOk);
-  CHECK(!golden.streams.empty());
-  Tally tally;
-  if (parsed == Status::kOk && !golden.streams.empty()) Fuzz(model, golden, mutants, &tally);
+  for (int i = 2; i < argc; ++i) FuzzAll(LoadGolden(argv[i]), std::atol(argv[1]));
   const long megabytes = PeakMegabytes();
-  std::printf(
-      "%ld mutants\n"
-      "%ld with the old checksum, %ld refused by the header\n"
-      "%ld with a new checksum, %ld reached the entropy decoder\n"
-      "%ld of these decoded, %ld more as truncated\n"
-      "%ld MB at the peak\n",
-      tally.mutants, tally.mutants - tally.resealed, tally.refused_by_header, tally.resealed,
-      tally.reached_decoder, tally.decoded, tally.decoded_truncated, megabytes);
-  CHECK(tally.mutants == mutants);
-  CHECK(tally.resealed == mutants / 2);
-  CHECK(tally.reached_decoder == tally.resealed);
-  CHECK(tally.refused_by_header == mutants - tally.resealed);
-  CHECK(tally.decoded > 0 && tally.decoded < tally.reached_decoder);
-  CHECK(tally.decoded_truncated > 0);
+  std::printf("%ld MB at the peak\n", megabytes);
   CHECK(megabytes > 0 && megabytes < kMaxMegabytes);
   return Finish("fuzz_streams");
 }

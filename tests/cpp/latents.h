@@ -15,8 +15,8 @@ struct Latents {
   std::vector<int32_t> s, z, y;
 
   Latents(const EntropyModel& model, LatentSize size)
-      : s(model.s_code.size()),
-        z(model.z_code.size() * size.z_plane()),
+      : s(static_cast<size_t>(model.num_s)),
+        z(static_cast<size_t>(model.num_z) * size.z_plane()),
         y(static_cast<size_t>(model.num_y) * size.y_plane()) {}
 
   LatentsView view() const { return {s.data(), z.data(), y.data()}; }

@@ -1,5 +1,5 @@
 // Golden streams decode to the symbols that index.json names, and encode to the same bytes again.
-//   verify_vectors tests/vectors/v1
+//   verify_vectors tests/vectors/v1 tests/vectors/v2
 
 #include <cstdio>
 #include <string>
@@ -50,6 +50,17 @@ void Verify(const EntropyModel& model, const std::string& model_id, const Golden
               header.height, header.quality, stream.file.size());
 }
 
+void VerifyAll(const Golden& golden) {
+  CHECK(golden.streams.size() >= 10);
+  EntropyModel model;
+  const Status parsed = ParseEntropyModel(golden.model.data(), golden.model.size(), &model);
+  CHECK(parsed == Status::kOk);
+  if (parsed != Status::kOk) return;
+  const std::string model_id = Sha256(golden.model).substr(0, 4);
+  std::printf("model %s, file version %d\n", model_id.c_str(), model.version);
+  for (const GoldenStream& stream : golden.streams) Verify(model, model_id, stream);
+}
+
 }  // namespace
 }  // namespace testing
 }  // namespace fasdiff
@@ -57,20 +68,12 @@ void Verify(const EntropyModel& model, const std::string& model_id, const Golden
 int main(int argc, char** argv) {
   using namespace fasdiff;
   using namespace fasdiff::testing;
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: %s DIRECTORY\n", argv[0]);
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: %s DIRECTORY...\n", argv[0]);
     return 2;
   }
-  const Golden golden = LoadGolden(argv[1]);
   CHECK(Sha256({'a', 'b', 'c'}) ==
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  CHECK(golden.streams.size() >= 10);
-  EntropyModel model;
-  const Status parsed = ParseEntropyModel(golden.model.data(), golden.model.size(), &model);
-  CHECK(parsed == Status::kOk);
-  if (parsed == Status::kOk) {
-    const std::string model_id = Sha256(golden.model).substr(0, 4);
-    for (const GoldenStream& stream : golden.streams) Verify(model, model_id, stream);
-  }
+  for (int i = 1; i < argc; ++i) VerifyAll(LoadGolden(argv[i]));
   return Finish("verify_vectors");
 }

@@ -1,8 +1,8 @@
-"""Make the golden streams of a format version, once.
+"""Make the golden streams of a version of the entropy model file, once.
 
 They come from the Python reference alone, so that the C++ core is checked against something that
-it did not write. Streams of a released format version never change: this refuses to write into a
-directory that holds any. A new format version gets a directory of its own.
+it did not write. Released streams never change: this refuses to write into a directory that holds
+any. A new version of the format or of the model file gets a directory of its own.
 
     python tests/vectors/make_vectors.py tests/vectors/v2
 """
@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import reference
 
 SEED = 20240607
+MODEL_VERSION = 2
+SHAPE = {"group_sizes": (2, 3, 3), "group_scans": (3, 2, 1)}  # every kind of scan
 # name, width, height, scale, quality in quarter steps, how the symbols are chosen
 STREAMS = [
     ("typical-64x64", 64, 64, 0, 128, "sampled"),
@@ -34,6 +36,7 @@ STREAMS = [
     ("escapes-80x48", 80, 48, 0, 200, "escapes"),
     ("extremes-32x16", 32, 16, 0, 64, "extremes"),
     ("zero-bytes-48x48", 48, 48, 0, 160, "zero bytes"),
+    ("tall-33x640", 33, 640, 0, 90, "sampled"),
 ]
 
 
@@ -62,7 +65,7 @@ def main() -> int:
         return 2
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(SEED)
-    model = reference.random_model(rng)
+    model = reference.random_model(rng, MODEL_VERSION, **SHAPE)
     model_file = reference.serialise(model)
     model_id = hashlib.sha256(model_file).digest()[:2]
     (directory / "entropy_model.bin").write_bytes(model_file)
@@ -92,6 +95,7 @@ def main() -> int:
         print(f"{name}: {len(file)} bytes")
     index = {
         "format_version": 1,
+        "model_version": MODEL_VERSION,
         "entropy_model": "entropy_model.bin",
         "entropy_model_sha256": hashlib.sha256(model_file).hexdigest(),
         "model_id": model_id.hex(),
