@@ -36,6 +36,8 @@ TWINS: dict[str, dict[float, float]] = {
     "HEIC": {quality: quality - 1 for quality in range(2, 101, 2)},
 }
 
+JPEG_XL_EFFORT = 7
+
 
 def available_peers() -> list[Peer]:
     """The standard peers and those whose plug-in is installed; `missing_peers` names the rest."""
@@ -45,7 +47,7 @@ def available_peers() -> list[Peer]:
         peers.append(Peer("HEIC", pillow_encoder("HEIF"), range(101)))
     if _installed("pillow_jxl"):
         importlib.import_module("pillow_jxl")
-        encode = pillow_encoder("JXL", effort=9, lossless=False, num_threads=1)
+        encode = pillow_encoder("JXL", effort=JPEG_XL_EFFORT, lossless=False, num_threads=1)
         peers.append(Peer("JPEG XL", encode, range(100)))  # 100 is lossless, and refused
     return peers
 
@@ -112,7 +114,8 @@ def _without_twins(peer: Peer) -> Peer:
 
 
 def _key(peer: Peer, image: Image) -> str:
-    made_by = f"{peer.name} {len(peer.qualities)} {PIL.__version__} {image.shape}"
+    settings = f" effort {JPEG_XL_EFFORT}" if peer.name == "JPEG XL" else ""
+    made_by = f"{peer.name}{settings} {len(peer.qualities)} {PIL.__version__} {image.shape}"
     digest = hashlib.sha256(made_by.encode())
     digest.update(image.tobytes())
     return digest.hexdigest()[:24]

@@ -49,8 +49,8 @@ class Settings:
     decay_from: float = 0.35
     sharp_share: float = 0.25  # of the batch that is decoded with realism > 0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
-    lambda_min: float = 2.5e-6
-    lambda_max: float = 0.12
+    lambda_min: float = 4e-6
+    lambda_max: float = 0.06
     perceptual_weight: float = 0.05
     identity_weight: float = 0.25
     probe_weight: float = 0.05  # of the semantic probe; it falls to zero at half of the time
