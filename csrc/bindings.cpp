@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bindings_kernels.h"
 #include "bitstream_header.h"
 #include "cdf_table.h"
 #include "entropy_coder.h"
@@ -140,10 +141,9 @@ std::unique_ptr<EntropyModel> ParseModelPy(const py::bytes& bytes) {
 }
 
 Status CheckTableIndexes(const EntropyModel& model, const uint16_t* indexes, size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    if (indexes[i] >= model.tables.size()) return Status::kBadTableIndex;
-  }
-  return Status::kOk;
+  uint16_t highest = 0;
+  for (size_t i = 0; i < count; ++i) highest = std::max(highest, indexes[i]);
+  return count == 0 || highest < model.tables.size() ? Status::kOk : Status::kBadTableIndex;
 }
 
 py::bytes RangeEncodePy(const py::array& symbols, const py::array& table_indexes,
@@ -156,8 +156,13 @@ py::bytes RangeEncodePy(const py::array& symbols, const py::array& table_indexes
   {
     py::gil_scoped_release release;
     status = CheckTableIndexes(model, indexes, count);
-    for (size_t i = 0; i < count && status == Status::kOk; ++i) {
-      if (values[i] < kMinSymbol || values[i] > kMaxSymbol) status = Status::kSymbolOutOfRange;
+    int32_t lowest = 0, highest = 0;
+    for (size_t i = 0; i < count; ++i) {
+      lowest = std::min(lowest, values[i]);
+      highest = std::max(highest, values[i]);
+    }
+    if (status == Status::kOk && (lowest < kMinSymbol || highest > kMaxSymbol)) {
+      status = Status::kSymbolOutOfRange;
     }
     if (status == Status::kOk) {
       RangeEncoder encoder;
@@ -354,4 +359,6 @@ PYBIND11_MODULE(_core, m) {
         py::arg("model"));
   m.def("range_decode", &RangeDecodePy, py::arg("payload"), py::arg("table_indexes"),
         py::arg("model"));
+
+  BindKernels(m);
 }

@@ -20,7 +20,9 @@ constexpr int32_t kMaxSymbol = 32767;
 struct CdfTable {
   int32_t offset = 0;         // The smallest regular value.
   int32_t num_regular = 0;    // Regular values offset .. offset + num_regular - 1.
-  std::vector<uint32_t> cdf;  // [num_regular + 2].
+  int32_t most_probable = 0;  // Index of the regular value with the largest frequency, the first.
+  int32_t likely = -1;        // The same if it is worth looking at first, else -1.
+  std::vector<uint32_t> cdf;  // [num_regular + 2], and kCdfPadding more of 65536.
 
   uint32_t Frequency(int32_t index) const {
     const size_t i = static_cast<size_t>(index);
@@ -41,14 +43,36 @@ uint32_t EscapeNumber(const CdfTable& table, int32_t value);
 // The number of prefix zeros of `number` in the escape code; it takes 2 * prefix + 1 bits.
 int EscapePrefix(uint32_t number);
 
+// What EncodeValue and DecodeValue do with a value that is not a regular one. The decoder has
+// removed the escape's interval.
+void EncodeEscaped(const CdfTable& table, int32_t value, RangeEncoder* encoder);
+Status DecodeEscaped(const CdfTable& table, RangeDecoder* decoder, int32_t* value);
+
 // Codes one value. REQUIRES: |value| < 2^17.
-void EncodeValue(const CdfTable& table, int32_t value, RangeEncoder* encoder);
+inline void EncodeValue(const CdfTable& table, int32_t value, RangeEncoder* encoder) {
+  const int32_t index = value - table.offset;
+  if (index >= 0 && index < table.num_regular) {
+    encoder->Encode(table.cdf[static_cast<size_t>(index)], table.Frequency(index),
+                    table.likely >= 0);
+  } else {
+    EncodeEscaped(table, value, encoder);
+  }
+}
 
 // Reads one value, |value| < 2^19. kStreamEscapeTooLong, kStreamInvalidCode, kStreamTruncated.
-Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t* value);
+inline Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t* value) {
+  int32_t index = 0;
+  const Status status =
+      decoder->Decode(table.cdf.data(), table.num_regular + 1, table.likely, &index);
+  *value = table.offset + index;
+  if (status != Status::kOk || index < table.num_regular) return status;
+  return DecodeEscaped(table, decoder, value);
+}
 
 // The regular value with the largest frequency, the smallest such value on a tie.
-int32_t MostProbableValue(const CdfTable& table);
+inline int32_t MostProbableValue(const CdfTable& table) {
+  return table.offset + table.most_probable;
+}
 
 }  // namespace fasdiff
 

@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu_dispatch.h"
 #include "status.h"
 
 namespace fasdiff {
@@ -33,13 +34,16 @@ constexpr int BandSide(int image_side) {
   return (image_side + kPadMultiple - 1) / kPadMultiple * (kPadMultiple / 4);
 }
 
+// What the functions below use when `path` is chosen: "scalar", "avx2", "avx512" or "neon".
+const char* FrequencyUnitName(CpuPath path);
+
 // image [height, width, 3] -> bands [48, BandSide(height), BandSide(width)].
-// kEmptyImage, kImageTooLarge.
+// kEmptyImage, kImageTooLarge, kBadCpuPath.
 Status SplitBands(const uint8_t* image, int height, int width, float* bands);
 
 // bands [48, band_height, band_width] -> image [height, width, 3], rounded half to even, clamped
 // to 0..255; what is not a number becomes 0. Exactly inverts SplitBands.
-// kEmptyImage, kImageTooLarge, kBadBandShape unless the bands are BandSide(height) x
+// kEmptyImage, kImageTooLarge, kBadCpuPath, kBadBandShape unless the bands are BandSide(height) x
 // BandSide(width).
 Status MergeBands(const float* bands, int band_height, int band_width, int height, int width,
                   uint8_t* image);

@@ -4,10 +4,10 @@
 //   out = clamp((acc + 2^(shift - 1)) >> shift, lo, hi)     arithmetic shift
 //
 // The order of the additions does not matter, because no partial sum can overflow (see
-// CheckAccumulator), so that scalar and vector builds give the same integers everywhere.
+// CheckAccumulator), so that every vector unit gives the same integers everywhere.
 //
 // Activations are channel-innermost: x[(row * width + column) * stride + channel], with stride a
-// multiple of eight, so that the inner loop is a dot product of int16 runs.
+// multiple of eight.
 #ifndef FASDIFF_CSRC_INTEGER_NET_H_
 #define FASDIFF_CSRC_INTEGER_NET_H_
 
@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "conv_kernel.h"
 #include "status.h"
 
 namespace fasdiff {
@@ -41,39 +42,54 @@ constexpr T Clamp(T v, T lo, T hi) {
 }
 
 // Which positions (row i, column j) of a layer are computed.
-enum class Half { kEven = 0, kOdd = 1, kAll = 2 };  // kEven: (i + j) % 2 == 0.
+enum class Half {
+  kEven,  // i + j even.
+  kOdd,   // i + j odd.
+  kAll,
+  kEvenEven,  // i and j even.
+  kOddOdd,    // i and j odd.
+};
 
+struct alignas(64) CacheLine {
+  uint8_t bytes[64];
+};
+using CacheLines = std::vector<CacheLine>;
+
+// Weights are packed for the vector unit that is chosen (cpu_dispatch.h) when the layer is made.
 class ConvLayer {
  public:
   // Takes weight[cout][cin][k][k] and bias[cout].
-  // kModelBadLayer for sizes, shift or limits out of range; kModelBadBias.
+  // kModelBadLayer for sizes, shift or limits out of range; kModelBadBias; kBadCpuPath.
   Status Init(int cin, int cout, int k, int shift, int lo, int hi, const int8_t* weight,
               const int32_t* bias);
 
   // kModelAccumulatorTooWide unless cin * k * k * 128 * max_input + |bias| < 2^31.
   Status CheckAccumulator(int max_input) const;
 
-  int cin() const { return cin_; }
-  int cout() const { return cout_; }
-  int k() const { return k_; }
+  int cin() const { return shape_.cin; }
+  int cout() const { return shape_.cout; }
+  int k() const { return shape_.k; }
   // The largest magnitude that comes out.
-  int max_output() const { return -lo_ > hi_ ? -lo_ : (hi_ > 0 ? hi_ : -lo_); }
+  int max_output() const {
+    return -shape_.lo > shape_.hi ? -shape_.lo : (shape_.hi > 0 ? shape_.hi : -shape_.lo);
+  }
 
   // x [height, width, x_stride] -> out [height, width, out_stride], the positions of `half` only.
-  // `patch` is scratch and grows to what it needs.
-  // REQUIRES: x_stride >= PadChannels(cin), out_stride >= cout.
+  // `scratch` grows to what it needs.
+  // REQUIRES: x_stride >= PadChannels(cin) and a multiple of eight, out_stride >= cout.
   void Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
-           int out_stride, std::vector<int16_t>* patch) const;
+           int out_stride, CacheLines* scratch) const;
 
  private:
-  const int16_t* Gather(const int16_t* x, int x_stride, int height, int width, int i, int j,
-                        int16_t* patch) const;
-  void Requantise(const int32_t* acc, int first, int16_t* out) const;
+  // One way to compute the layer: what does it, and the weights as that takes them.
+  struct Packing {
+    const ConvKernel* kernel;
+    CacheLines weight;
+  };
 
-  int cin_ = 0, cout_ = 0, k_ = 1, shift_ = 1, lo_ = 0, hi_ = 0;
-  int run_ = 0;                  // int16 values under the dot product: k * k * PadChannels(cin).
-  std::vector<int16_t> weight_;  // [cout rounded up to 4][k][k][PadChannels(cin)], zero-padded.
-  std::vector<int32_t> bias_;    // [cout rounded up to 4].
+  ConvShape shape_ = {0, 0, 1, 1, 0, 0};
+  std::vector<Packing> packings_;  // The fastest first; the last takes any activations.
+  std::vector<int32_t> bias_;      // [cout rounded up to 16].
 };
 
 // A chain of layers.
@@ -81,7 +97,7 @@ class IntegerNet {
  public:
   struct Scratch {
     std::vector<int16_t> hidden[2];
-    std::vector<int16_t> patch;
+    CacheLines conv;
   };
 
   // Appends a layer. kModelBadLayerChain if it does not take what the last one gives.

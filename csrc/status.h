@@ -16,6 +16,9 @@ enum class Status : int {
   kBadTableIndex,
   kSymbolOutOfRange,
 
+  // The environment variable FASDIFF_CPU.
+  kBadCpuPath,
+
   // The file header.
   kHeaderTooShort,
   kHeaderBadMagic,

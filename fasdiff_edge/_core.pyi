@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 _UInt8 = npt.NDArray[np.uint8]
 _UInt16 = npt.NDArray[np.uint16]
+_UInt32 = npt.NDArray[np.uint32]
 _Int32 = npt.NDArray[np.int32]
 _Float32 = npt.NDArray[np.float32]
 _Float64 = npt.NDArray[np.float64]
@@ -53,6 +54,59 @@ def parse_header(data: bytes) -> tuple[int, int, int, int, int, int]:
     Raises:
       StreamError: with the reason.
     """
+
+def cpu_info() -> dict[str, Any]:
+    """Which instruction set the kernels use.
+
+    Returns:
+      available: list of names, slowest first; environment: FASDIFF_CPU at first use, or empty;
+      chosen: a name; kernels: frequency_split, integer_net and range_coder with what each uses;
+      problem: None, or why FASDIFF_CPU cannot be followed; chosen is None then.
+    """
+
+def set_cpu_path(name: str) -> None:
+    """Choose another instruction set, for tests and benchmarks.
+
+    An EntropyModel or IntegerNet keeps what was chosen when it was made.
+
+    Raises:
+      ValueError: not one of those available.
+    """
+
+def cdf_table(model: EntropyModel, index: int) -> tuple[int, _UInt32]:
+    """Return a table of a model: (the smallest regular value, uint32 cdf from 0 to 65536).
+
+    Raises:
+      ValueError: no such table.
+    """
+
+class IntegerNet:
+    """A chain of integer convolution layers, as an EntropyModel has several. Immutable."""
+
+    def __init__(
+        self,
+        layers: list[tuple[npt.NDArray[np.int8], _Int32, int, int, int]],
+        max_input: int,
+    ) -> None:
+        """Make a network of (weight [cout, cin, k, k], bias [cout], shift, lo, hi).
+
+        Raises:
+          ValueError: sizes or limits out of range, or an accumulator could overflow with
+            activations of max_input.
+        """
+
+    def run(self, x: npt.NDArray[np.int16], positions: str = "all") -> npt.NDArray[np.int16]:
+        """Run it.
+
+        Args:
+          x: int16 [height, width, channels], the channels padded to a multiple of eight; what the
+            padding holds does not matter, but for max_input.
+          positions: all, even or odd (row + column), even_even or odd_odd (row, column).
+        Returns:
+          int16 [height, width, cout], zero at other positions.
+        Raises:
+          ValueError: wrong shape, or an activation beyond max_input.
+        """
 
 def range_encode(
     symbols: npt.NDArray[Any], table_indexes: npt.NDArray[Any], model: EntropyModel

@@ -109,6 +109,30 @@ def test_carries_run_through_bytes_already_written() -> None:
     assert total > 100
 
 
+@pytest.mark.parametrize("tail", [0, 1, 40])
+def test_the_smallest_range_shifts_three_bytes(tail: int) -> None:
+    """A range just above 2^40 and then a frequency of one: 2^24, the least that there can be."""
+    # Three frequencies whose product is in (2^40, 2^40 + 2^16).
+    first, second, third = next(
+        (a, b, c)
+        for a in range(9000, 11000)
+        for b in range(9000, 11000)
+        for c in [(1 << 40) // (a * b) + 1]
+        if a * b * c < (1 << 40) + (1 << 16)
+    )
+    tables = [Table(0, (f, 65535 - f, 1)) for f in (first, second, third)]
+    tables.append(Table(0, (30000, 1, 35535)))
+    coder = reference.RangeEncoder()
+    for table in tables[:3]:
+        reference.encode_value(coder, table, 0)
+    assert 1 << 40 < coder.range < (1 << 40) + (1 << 16)
+    shifted = coder.shifted
+    reference.encode_value(coder, tables[3], 1)
+    assert coder.shifted == shifted + 3
+    symbols = np.array([0, 0, 0, 1] + [1, 0] * tail)
+    check(symbols, np.array([0, 1, 2, 3] + [3, 3] * tail), tables)
+
+
 def test_golden_payloads() -> None:
     """Literal bytes: a change of these is a change of the format."""
     indexes = np.array([0, 0, 3, 3, 3, 1, 2, 0], np.uint16)

@@ -1,4 +1,4 @@
-"""`fasdiff info`: what a file contains, without decoding it to pixels."""
+"""`fasdiff info`: what a file contains, without decoding it to pixels; or what the CPU has."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import json
 from typing import Any
 
+from .. import cpu
 from ..api import read_symbols
 from ..bitstream import HEADER_BYTES, VERSION
+from ..errors import OptionError
 from ..models import load_model
 from .files import read_input, write_output
 
@@ -21,18 +23,23 @@ def add_parser(subparsers: Any) -> None:
         "The parts share one range-coded stream: theirs are ideal bytes, and `overhead` is what "
         "the stream has beyond their sum.",
     )
-    parser.add_argument("input", metavar="FILE", help='file, or "-" for stdin')
+    parser.add_argument("input", metavar="FILE", nargs="?", help='file, or "-" for stdin')
+    parser.add_argument(
+        "--cpu", action="store_true", help="print which instruction set each kernel uses instead"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--model", default="edge", help="model name or directory (edge)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print; errors are raised."""
-    report = describe(read_input(args.input), args.model)
+    if (args.input is None) != args.cpu:
+        raise OptionError("info takes a FILE or --cpu, one of them")
+    report = cpu.describe() if args.cpu else describe(read_input(args.input), args.model)
     if args.json:
         text = json.dumps(report, indent=2)
     else:
-        text = "\n".join(_lines(report))
+        text = "\n".join(_cpu_lines(report) if args.cpu else _lines(report))
     write_output("-", f"{text}\n".encode())
     return 0
 
@@ -69,6 +76,15 @@ def describe(data: bytes, model_name: str = "edge") -> dict[str, Any]:
         "bpp": round(8 * len(data) / (header.width * header.height), 5),
         "parts": parts,
     }
+
+
+def _cpu_lines(report: dict[str, Any]) -> list[str]:
+    reason = "FASDIFF_CPU" if report["environment"] else "the best there is"
+    return [
+        f"chosen           {report['chosen']} ({reason})",
+        f"available        {', '.join(report['available'])}",
+        *(f"{name.replace('_', ' '):<16} {unit}" for name, unit in report["kernels"].items()),
+    ]
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import cpu
 from ..bitstream import MAX_QUALITY
 from ..entropy_model import EntropyModel
 from ..errors import ModelError
@@ -65,7 +66,9 @@ def load_model(model: str | os.PathLike[str]) -> Model:
       model: the name of a shipped model, or the path of a model directory.
     Raises:
       ModelError: no such model, or its files do not belong together.
+      OptionError: FASDIFF_CPU names an instruction set that is not there.
     """
+    cpu.check()
     name = os.fspath(model)
     directory = _SHIPPED / name if name in _shipped_names() else Path(name)
     if not directory.is_dir():

@@ -11,6 +11,7 @@
 #include "bitstream_header.h"
 #include "cdf_table.h"
 #include "check.h"
+#include "cpu_dispatch.h"
 #include "frequency_split.h"
 #include "integer_net.h"
 #include "noise.h"
@@ -40,8 +41,10 @@ CdfTable RandomTable(Random* random, int num_regular) {
   CdfTable table;
   CHECK(MakeCdfTable(random->Int(-600, 200), num_regular, frequencies.data(), &table) ==
         Status::kOk);
-  CHECK(table.cdf.front() == 0 && table.cdf.back() == kCdfTotal);
-  for (size_t i = 0; i + 1 < table.cdf.size(); ++i) CHECK(table.cdf[i] < table.cdf[i + 1]);
+  const size_t end = static_cast<size_t>(num_regular) + 1;
+  CHECK(table.cdf.front() == 0 && table.cdf[end] == kCdfTotal && table.cdf.back() == kCdfTotal);
+  CHECK(table.cdf.size() == end + 1 + kCdfPadding);
+  for (size_t i = 0; i < end; ++i) CHECK(table.cdf[i] < table.cdf[i + 1]);
   return table;
 }
 
@@ -101,6 +104,29 @@ void TestRangeCoderRoundTrips() {
   }
 }
 
+// The search for a symbol reads a little beyond the end of a table, whatever its size.
+void TestEveryTableSize() {
+  for (int num_regular = 1; num_regular <= kMaxRegularSymbols; ++num_regular) {
+    std::vector<uint16_t> frequencies(static_cast<size_t>(num_regular) + 1, 1);
+    const int spread = 65536 / (num_regular + 1);
+    for (uint16_t& frequency : frequencies) frequency = static_cast<uint16_t>(spread);
+    frequencies[0] = static_cast<uint16_t>(65536 - spread * num_regular);
+    CdfTable table;
+    CHECK(MakeCdfTable(0, num_regular, frequencies.data(), &table) == Status::kOk);
+    const int values[] = {0, num_regular - 1, num_regular / 2, num_regular / 3, num_regular};
+    RangeEncoder encoder;
+    for (const int value : values) EncodeValue(table, value, &encoder);
+    std::vector<uint8_t> payload;
+    encoder.Finish(&payload);
+    RangeDecoder decoder(payload.data(), payload.size(), false);
+    for (const int value : values) {
+      int32_t decoded = -1;
+      CHECK(DecodeValue(table, &decoder, &decoded) == Status::kOk && decoded == value);
+    }
+    CHECK(decoder.Finish() == Status::kOk);
+  }
+}
+
 void TestEmptyMessage() {
   RangeEncoder encoder;
   std::vector<uint8_t> payload(3, 7);
@@ -116,7 +142,7 @@ void TestEscapeLimit() {
   CHECK(MakeCdfTable(0, 1, frequencies, &table) == Status::kOk);
   for (const int prefix : {kMaxEscapePrefix, kMaxEscapePrefix + 1}) {
     RangeEncoder encoder;
-    encoder.Encode(1, 65535);
+    encoder.Encode(1, 65535, true);
     for (int i = 0; i < prefix; ++i) encoder.EncodeBit(0);
     for (int i = 0; i <= prefix; ++i) encoder.EncodeBit(1);
     std::vector<uint8_t> payload;
@@ -152,42 +178,145 @@ int NaiveConv(const std::vector<int8_t>& weight, const std::vector<int32_t>& bia
   return static_cast<int>(out < lo ? lo : (out > hi ? hi : out));
 }
 
-void TestConvolution() {
-  Random random(2);
-  for (int trial = 0; trial < 200; ++trial) {
-    const int cin = random.Int(1, 40), cout = random.Int(1, 11), k = random.Int(0, 1) * 2 + 1;
-    const int shift = random.Int(1, 24), height = random.Int(1, 7), width = random.Int(1, 7);
-    const int lo = random.Int(-2000, 100), hi = random.Int(lo, 2000);
-    std::vector<int8_t> weight(static_cast<size_t>(cin * cout * k * k));
-    for (int8_t& w : weight) w = static_cast<int8_t>(random.Int(-128, 127));
-    std::vector<int32_t> bias(static_cast<size_t>(cout));
-    for (int32_t& b : bias) b = random.Int(-kBiasLimit + 1, kBiasLimit - 1);
+// Calls visit with each path that this build and machine have, set.
+template <typename Visit>
+void ForEachPath(const Visit& visit) {
+  CpuPath chosen;
+  CHECK(ChosenCpuPath(&chosen) == Status::kOk);
+  for (int i = 0; i < kNumCpuPaths; ++i) {
+    const CpuPath path = static_cast<CpuPath>(i);
+    if (!CpuPathAvailable(path)) continue;
+    CHECK(SetCpuPath(path) == Status::kOk);
+    visit(path);
+  }
+  CHECK(SetCpuPath(chosen) == Status::kOk);
+}
+
+bool IsIn(Half half, int i, int j) {
+  switch (half) {
+    case Half::kEven:
+      return (i + j) % 2 == 0;
+    case Half::kOdd:
+      return (i + j) % 2 == 1;
+    case Half::kEvenEven:
+      return i % 2 == 0 && j % 2 == 0;
+    case Half::kOddOdd:
+      return i % 2 == 1 && j % 2 == 1;
+    case Half::kAll:
+      break;
+  }
+  return true;
+}
+
+struct ConvCase {
+  int cin, cout, k, shift, lo, hi, height, width, stride;
+  std::vector<int8_t> weight;
+  std::vector<int32_t> bias;
+  std::vector<int16_t> x;
+};
+
+// Each path against the definition; positions that are not asked for stay untouched.
+void CheckConvolution(const ConvCase& c) {
+  std::vector<int> expected;
+  for (int i = 0; i < c.height; ++i) {
+    for (int j = 0; j < c.width; ++j) {
+      for (int o = 0; o < c.cout; ++o) {
+        expected.push_back(NaiveConv(c.weight, c.bias, c.cin, c.k, c.shift, c.lo, c.hi, c.x,
+                                     c.stride, c.height, c.width, o, i, j));
+      }
+    }
+  }
+  ForEachPath([&](CpuPath) {
     ConvLayer layer;
-    CHECK(layer.Init(cin, cout, k, shift, lo, hi, weight.data(), bias.data()) == Status::kOk);
-    const int limit = random.Int(1, 32767);
-    if (layer.CheckAccumulator(limit) != Status::kOk) continue;
-    const int stride = PadChannels(cin) + 8 * random.Int(0, 1);
-    std::vector<int16_t> x(static_cast<size_t>(height * width * stride));
-    // The channels beyond cin hold rubbish: the layer must not look at it.
-    for (int16_t& v : x) v = static_cast<int16_t>(random.Int(-limit, limit));
-    for (const Half half : {Half::kEven, Half::kOdd, Half::kAll}) {
+    CHECK(layer.Init(c.cin, c.cout, c.k, c.shift, c.lo, c.hi, c.weight.data(), c.bias.data()) ==
+          Status::kOk);
+    CacheLines scratch;
+    for (const Half half : {Half::kEven, Half::kOdd, Half::kAll, Half::kEvenEven, Half::kOddOdd}) {
       const int16_t untouched = 12345;
-      std::vector<int16_t> out(static_cast<size_t>(height * width * cout), untouched);
-      std::vector<int16_t> patch;
-      layer.Run(x.data(), stride, height, width, half, out.data(), cout, &patch);
-      for (int i = 0; i < height; ++i) {
-        for (int j = 0; j < width; ++j) {
-          const bool computed = half == Half::kAll || (i + j) % 2 == static_cast<int>(half);
-          for (int o = 0; o < cout; ++o) {
-            const int expected = computed ? NaiveConv(weight, bias, cin, k, shift, lo, hi, x,
-                                                      stride, height, width, o, i, j)
-                                          : untouched;
-            CHECK(out[static_cast<size_t>((i * width + j) * cout + o)] == expected);
+      std::vector<int16_t> out(expected.size(), untouched);
+      layer.Run(c.x.data(), c.stride, c.height, c.width, half, out.data(), c.cout, &scratch);
+      size_t at = 0;
+      for (int i = 0; i < c.height; ++i) {
+        for (int j = 0; j < c.width; ++j) {
+          for (int o = 0; o < c.cout; ++o, ++at) {
+            CHECK(out[at] == (IsIn(half, i, j) ? expected[at] : untouched));
           }
         }
       }
     }
+  });
+}
+
+void TestConvolution() {
+  Random random(2);
+  for (int trial = 0; trial < 160; ++trial) {
+    ConvCase c;
+    // Every eighth is wide: more channels than a vector, a chunk or a word of the masks.
+    const bool wide = trial % 8 == 0;
+    c.cin = random.Int(1, wide ? 300 : 40), c.cout = random.Int(1, wide ? 100 : 11);
+    c.k = random.Int(0, 1) * 2 + 1;
+    c.height = random.Int(1, wide ? 3 : 7), c.width = random.Int(1, wide ? 3 : 7);
+    c.shift = random.Int(1, 24);
+    c.lo = random.Int(-2000, 100), c.hi = random.Int(c.lo, 2000);
+    c.weight.resize(static_cast<size_t>(c.cin * c.cout * c.k * c.k));
+    for (int8_t& w : c.weight) w = static_cast<int8_t>(random.Int(-128, 127));
+    c.bias.resize(static_cast<size_t>(c.cout));
+    for (int32_t& b : c.bias) b = random.Int(-kBiasLimit + 1, kBiasLimit - 1);
+    // Around the ends of int8, or anything.
+    const int limits[] = {1, 127, 128, 129, random.Int(1, 32767)};
+    const int limit = limits[random.Index(5)];
+    ConvLayer layer;
+    CHECK(layer.Init(c.cin, c.cout, c.k, c.shift, c.lo, c.hi, c.weight.data(), c.bias.data()) ==
+          Status::kOk);
+    if (layer.CheckAccumulator(limit) != Status::kOk) continue;
+    c.stride = PadChannels(c.cin) + 8 * random.Int(0, 1);
+    c.x.resize(static_cast<size_t>(c.height * c.width * c.stride));
+    const int zeros = random.Int(0, 9);  // Of ten.
+    for (size_t i = 0; i < c.x.size(); ++i) {
+      const bool inside = static_cast<int>(i) % c.stride < c.cin;
+      // The channels beyond cin hold rubbish: the layer must not look at it.
+      if (!inside) c.x[i] = static_cast<int16_t>(random.Int(-32768, 32767));
+      if (inside && random.Int(0, 9) >= zeros) {
+        c.x[i] = static_cast<int16_t>(random.Int(-limit, limit));
+      }
+    }
+    CheckConvolution(c);
   }
+}
+
+// Sums as large as the limits allow, of one sign: whatever saturates in 16 bits shows here.
+void TestLargestSums() {
+  for (const int weight : {-128, 127}) {
+    for (const int x : {-128, -127, 127, 128, -1820, 1820}) {
+      ConvCase c = {2 * kMaxChannels, 17, 3, 16, -32768, 32767, 3, 3, 2 * kMaxChannels, {}, {}, {}};
+      c.weight.assign(static_cast<size_t>(c.cin * c.cout * 9), static_cast<int8_t>(weight));
+      c.bias.assign(static_cast<size_t>(c.cout), (weight < 0) == (x < 0) ? 500000 : -500000);
+      c.x.assign(static_cast<size_t>(9 * c.cin), static_cast<int16_t>(x));
+      ConvLayer layer;
+      CHECK(layer.Init(c.cin, c.cout, c.k, c.shift, c.lo, c.hi, c.weight.data(), c.bias.data()) ==
+            Status::kOk);
+      CHECK(layer.CheckAccumulator(x < 0 ? -x : x) == Status::kOk);
+      CheckConvolution(c);
+    }
+  }
+}
+
+void TestCpuPaths() {
+  CHECK(CpuPathAvailable(CpuPath::kScalar));
+  CHECK(AvailableCpuPaths().substr(0, 6) == "scalar");
+  CHECK(CpuEnvironment().empty() ||
+        AvailableCpuPaths().find(CpuEnvironment()) != std::string::npos);
+  CpuPath chosen;
+  CHECK(ChosenCpuPath(&chosen) == Status::kOk);
+  for (int i = 0; i < kNumCpuPaths; ++i) {
+    const CpuPath path = static_cast<CpuPath>(i);
+    CHECK(std::string(CpuPathName(path)) != "unknown");
+    CHECK((SetCpuPath(path) == Status::kOk) == CpuPathAvailable(path));
+    CpuPath now;
+    CHECK(ChosenCpuPath(&now) == Status::kOk && CpuPathAvailable(now));
+    if (CpuPathAvailable(path)) CHECK(now == path);
+  }
+  CHECK(SetCpuPath(chosen) == Status::kOk);
 }
 
 void TestLayerLimits() {
@@ -228,31 +357,46 @@ void TestRoundShift() {
   CHECK(RoundShift(-6, 2) == -1 && RoundShift(-7, 2) == -2);
 }
 
+// Every path inverts its own split, and gives the same bits as the scalar one.
 void TestFrequencySplit() {
   Random random(3);
   for (int trial = 0; trial < 60; ++trial) {
-    const int height = random.Int(1, 40), width = random.Int(1, 40);
+    // Some wider than a tile of any path.
+    const int height = random.Int(1, 40), width = random.Int(1, trial % 6 == 0 ? 1100 : 90);
     std::vector<uint8_t> image(static_cast<size_t>(height * width * 3));
-    for (uint8_t& v : image) v = random.Byte();
+    for (uint8_t& v : image) v = trial % 5 == 0 ? (random.Int(0, 1) == 0 ? 0 : 255) : random.Byte();
     const int band_height = BandSide(height), band_width = BandSide(width);
-    std::vector<float> bands(static_cast<size_t>(kNumBands * band_height * band_width));
-    CHECK(SplitBands(image.data(), height, width, bands.data()) == Status::kOk);
-    std::vector<uint8_t> merged(image.size());
-    CHECK(MergeBands(bands.data(), band_height, band_width, height, width, merged.data()) ==
-          Status::kOk);
-    CHECK(merged == image);
-    CHECK(MergeBands(bands.data(), band_height, band_width, height + 16, width, merged.data()) ==
-          Status::kBadBandShape);
+    const size_t size = static_cast<size_t>(kNumBands * band_height * band_width);
     // Any bit pattern is a float that merge must take.
-    for (float& v : bands) {
+    std::vector<float> odd_bands(size);
+    for (float& v : odd_bands) {
       const float odd[] = {
           std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
           -std::numeric_limits<float>::infinity(), std::numeric_limits<float>::max(),
           std::numeric_limits<float>::denorm_min()};
-      if (random.Int(0, 3) == 0) v = odd[random.Index(5)];
+      v = static_cast<float>(random.Int(-30000, 30000)) / 10000.0f;
+      if (random.Int(0, 99) == 0) v = odd[random.Index(5)];
     }
-    CHECK(MergeBands(bands.data(), band_height, band_width, height, width, merged.data()) ==
-          Status::kOk);
+    std::vector<float> first_bands;
+    std::vector<uint8_t> first_odd;
+    ForEachPath([&](CpuPath path) {
+      std::vector<float> bands(size);
+      CHECK(SplitBands(image.data(), height, width, bands.data()) == Status::kOk);
+      std::vector<uint8_t> merged(image.size());
+      CHECK(MergeBands(bands.data(), band_height, band_width, height, width, merged.data()) ==
+            Status::kOk);
+      CHECK(merged == image);
+      CHECK(MergeBands(bands.data(), band_height, band_width, height + 16, width, merged.data()) ==
+            Status::kBadBandShape);
+      CHECK(MergeBands(odd_bands.data(), band_height, band_width, height, width, merged.data()) ==
+            Status::kOk);
+      if (path == CpuPath::kScalar) {
+        first_bands = bands;
+        first_odd = merged;
+      }
+      CHECK(bands == first_bands);
+      CHECK(merged == first_odd);
+    });
   }
   uint8_t pixel[3] = {0, 0, 0};
   float band[kNumBands * 16];
@@ -345,9 +489,12 @@ int main() {
   using namespace fasdiff::testing;
   TestTables();
   TestRangeCoderRoundTrips();
+  TestEveryTableSize();
   TestEmptyMessage();
   TestEscapeLimit();
+  TestCpuPaths();
   TestConvolution();
+  TestLargestSums();
   TestLayerLimits();
   TestRoundShift();
   TestFrequencySplit();

@@ -1,4 +1,5 @@
-// Golden streams decode to the symbols that index.json names, and encode to the same bytes again.
+// Golden streams decode to the symbols that index.json names, and encode to the same bytes again,
+// with each instruction set that this build and machine have.
 //   verify_vectors tests/vectors/v1 tests/vectors/v2
 
 #include <cstdio>
@@ -6,6 +7,7 @@
 
 #include "bitstream_header.h"
 #include "check.h"
+#include "cpu_dispatch.h"
 #include "entropy_coder.h"
 #include "entropy_model.h"
 #include "golden.h"
@@ -74,6 +76,11 @@ int main(int argc, char** argv) {
   }
   CHECK(Sha256({'a', 'b', 'c'}) ==
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  for (int i = 1; i < argc; ++i) VerifyAll(LoadGolden(argv[i]));
+  for (int p = 0; p < kNumCpuPaths; ++p) {
+    const CpuPath path = static_cast<CpuPath>(p);
+    if (SetCpuPath(path) != Status::kOk) continue;
+    std::printf("%s\n", CpuPathName(path));
+    for (int i = 1; i < argc; ++i) VerifyAll(LoadGolden(argv[i]));
+  }
   return Finish("verify_vectors");
 }

@@ -1,0 +1,16 @@
+# Fails if an object defines a symbol that linkers merge: cmake -P share_nothing.cmake NM OBJECT...
+set(objects "")
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE 4 ${last})
+  list(APPEND objects "${CMAKE_ARGV${i}}")
+endforeach()
+foreach(object IN LISTS objects)
+  execute_process(COMMAND "${CMAKE_ARGV3}" --defined-only "${object}"
+                  OUTPUT_VARIABLE symbols RESULT_VARIABLE failed)
+  if(failed OR NOT symbols MATCHES "fasdiff")
+    message(FATAL_ERROR "${CMAKE_ARGV3} finds no symbols of ours in ${object}")
+  endif()
+  if(symbols MATCHES "[^\n]* [VWu] [^\n]*")
+    message(FATAL_ERROR "${object} shares ${CMAKE_MATCH_0}")
+  endif()
+endforeach()
