@@ -30,20 +30,13 @@ void Check(Status status) {
   if (status != Status::kOk) throw py::value_error(StatusMessage(status));
 }
 
-std::vector<std::string> AvailableNames() {
-  std::vector<std::string> names;
-  for (int i = 0; i < kNumCpuPaths; ++i) {
-    const CpuPath path = static_cast<CpuPath>(i);
-    if (CpuPathAvailable(path)) names.push_back(CpuPathName(path));
-  }
-  return names;
-}
-
 py::dict CpuInfoPy() {
   CpuPath path;
   const bool valid = ChosenCpuPath(&path) == Status::kOk;
+  py::list available;
+  for (const CpuPath each : AvailableCpuPaths()) available.append(CpuPathName(each));
   py::dict info;
-  info["available"] = AvailableNames();
+  info["available"] = available;
   info["environment"] = CpuEnvironment();
   info["chosen"] = py::none();
   info["problem"] = py::none();
@@ -55,19 +48,18 @@ py::dict CpuInfoPy() {
     kernels["range_coder"] = CpuPathName(CpuPath::kScalar);
   } else {
     info["problem"] = "FASDIFF_CPU is '" + CpuEnvironment() + "'; this build and machine have " +
-                      AvailableCpuPaths();
+                      AvailableCpuPathNames();
   }
   info["kernels"] = kernels;
   return info;
 }
 
 void SetCpuPathPy(const std::string& name) {
-  for (int i = 0; i < kNumCpuPaths; ++i) {
-    const CpuPath path = static_cast<CpuPath>(i);
-    if (name == CpuPathName(path) && SetCpuPath(path) == Status::kOk) return;
+  for (const CpuPath path : AvailableCpuPaths()) {
+    if (name == CpuPathName(path)) return Check(SetCpuPath(path));
   }
   throw py::value_error("no CPU path '" + name + "'; this build and machine have " +
-                        AvailableCpuPaths());
+                        AvailableCpuPathNames());
 }
 
 struct BoundedNet {
@@ -97,12 +89,12 @@ std::unique_ptr<BoundedNet> MakeNetPy(const std::vector<LayerTuple>& layers, int
   return bounded;
 }
 
-Half HalfOf(const std::string& positions) {
-  const std::pair<const char*, Half> names[] = {{"all", Half::kAll},
-                                                {"even", Half::kEven},
-                                                {"odd", Half::kOdd},
-                                                {"even_even", Half::kEvenEven},
-                                                {"odd_odd", Half::kOddOdd}};
+Lattice LatticeNamed(const std::string& positions) {
+  const std::pair<const char*, Lattice> names[] = {{"all", Lattice::kAll},
+                                                   {"even", Lattice::kEven},
+                                                   {"odd", Lattice::kOdd},
+                                                   {"even_even", Lattice::kEvenEven},
+                                                   {"odd_odd", Lattice::kOddOdd}};
   for (const auto& name : names) {
     if (positions == name.first) return name.second;
   }
@@ -112,7 +104,7 @@ Half HalfOf(const std::string& positions) {
 
 Int16Array RunNetPy(const BoundedNet& bounded, const Int16Array& x, const std::string& positions) {
   const IntegerNet& net = bounded.net;
-  const Half half = HalfOf(positions);
+  const Lattice lattice = LatticeNamed(positions);
   if (x.ndim() != 3 || x.shape(0) < 1 || x.shape(1) < 1 || x.shape(2) % 8 != 0 ||
       x.shape(0) > kMaxImageSide || x.shape(1) > kMaxImageSide || x.shape(2) > 4 * kMaxChannels ||
       x.shape(2) < PadChannels(net.cin())) {
@@ -134,9 +126,9 @@ Int16Array RunNetPy(const BoundedNet& bounded, const Int16Array& x, const std::s
   int16_t* to = out.mutable_data();
   {
     py::gil_scoped_release release;
-    if (half != Half::kAll) std::fill(to, to + out.size(), int16_t{0});
+    if (lattice != Lattice::kAll) std::fill(to, to + out.size(), int16_t{0});
     IntegerNet::Scratch scratch;
-    net.Run(data, static_cast<int>(x.shape(2)), height, width, half, to, net.cout(), &scratch);
+    net.Run(data, static_cast<int>(x.shape(2)), height, width, lattice, to, net.cout(), &scratch);
   }
   return out;
 }

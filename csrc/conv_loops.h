@@ -273,7 +273,7 @@ struct ConvLoops {
     size_t next = 0;  // Among the packed positions, when there are no neighbours.
     int i = area.first_row, j = area.first_column[i % 2];
     while (true) {
-      // The next few positions; at the end,: the rest repeats the first.
+      // The next few positions; at the end, the rest repeats the first.
       size_t first_tap[kPositions];
       const char* at[kPositions];
       int16_t* to[kPositions];

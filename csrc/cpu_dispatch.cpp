@@ -24,10 +24,8 @@ const char* FromEnvironment() {
 int FirstChoice() {
   const std::string& forced = CpuEnvironment();
   int best = kInvalid;
-  for (int i = 0; i < kNumCpuPaths; ++i) {
-    const CpuPath path = static_cast<CpuPath>(i);
-    if (!CpuPathAvailable(path)) continue;
-    if (forced.empty() || forced == CpuPathName(path)) best = i;
+  for (const CpuPath path : AvailableCpuPaths()) {
+    if (forced.empty() || forced == CpuPathName(path)) best = static_cast<int>(path);
   }
   return best;
 }
@@ -89,11 +87,18 @@ bool CpuPathAvailable(CpuPath path) {
   return false;
 }
 
-std::string AvailableCpuPaths() {
-  std::string names;
+std::vector<CpuPath> AvailableCpuPaths() {
+  std::vector<CpuPath> paths;
   for (int i = 0; i < kNumCpuPaths; ++i) {
     const CpuPath path = static_cast<CpuPath>(i);
-    if (!CpuPathAvailable(path)) continue;
+    if (CpuPathAvailable(path)) paths.push_back(path);
+  }
+  return paths;
+}
+
+std::string AvailableCpuPathNames() {
+  std::string names;
+  for (const CpuPath path : AvailableCpuPaths()) {
     if (!names.empty()) names += ", ";
     names += CpuPathName(path);
   }

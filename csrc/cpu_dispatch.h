@@ -8,6 +8,7 @@
 #define FASDIFF_CSRC_CPU_DISPATCH_H_
 
 #include <string>
+#include <vector>
 
 #include "status.h"
 
@@ -22,8 +23,9 @@ const char* CpuPathName(CpuPath path);
 // Whether this build contains the path and this machine runs it. The scalar path always is there.
 bool CpuPathAvailable(CpuPath path);
 
-// The available paths, slowest first, as text: "scalar, avx2".
-std::string AvailableCpuPaths();
+// The available paths, slowest first; and as text: "scalar, avx2".
+std::vector<CpuPath> AvailableCpuPaths();
+std::string AvailableCpuPathNames();
 
 // The value of FASDIFF_CPU at first use; empty if it was not set.
 const std::string& CpuEnvironment();

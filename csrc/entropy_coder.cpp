@@ -63,8 +63,8 @@ class Map {
     return values_.data() + position * static_cast<size_t>(stride_);
   }
 
-  void Run(const IntegerNet& net, Half half, Map* out, IntegerNet::Scratch* scratch) const {
-    net.Run(values_.data(), stride_, height_, width_, half, out->values_.data(), out->stride_,
+  void Run(const IntegerNet& net, Lattice lattice, Map* out, IntegerNet::Scratch* scratch) const {
+    net.Run(values_.data(), stride_, height_, width_, lattice, out->values_.data(), out->stride_,
             scratch);
   }
 
@@ -113,7 +113,7 @@ class Predictor {
 
   void PredictZ(int pass, Lattice lattice) {
     if (model_.version == 1) return;
-    z_input_.Run(model_.z_passes[pass], HalfOf(lattice), &z_output_, &scratch_);
+    z_input_.Run(model_.z_passes[pass], lattice, &z_output_, &scratch_);
   }
 
   Prediction ZAt(int c, size_t at) const {
@@ -139,7 +139,7 @@ class Predictor {
     }
     const int u_channels = model_.h_s_z.cout();
     Map u(size_.hz(), size_.wz(), u_channels);
-    a.Run(model_.h_s_z, Half::kAll, &u, &scratch_);
+    a.Run(model_.h_s_z, Lattice::kAll, &u, &scratch_);
     Map v(size_.hy, size_.wy, u_channels + planes_);
     for (int i = 0; i < size_.hy; ++i) {
       for (int j = 0; j < size_.wy; ++j) {
@@ -148,11 +148,11 @@ class Predictor {
         SetPlanes(i, j, size_.hy, size_.wy, to);
       }
     }
-    v.Run(model_.h_s_y, Half::kAll, &y_input_, &scratch_);
+    v.Run(model_.h_s_y, Lattice::kAll, &y_input_, &scratch_);
   }
 
   void PredictY(int pass, Lattice lattice) {
-    y_input_.Run(model_.passes[static_cast<size_t>(pass)], HalfOf(lattice), &y_output_, &scratch_);
+    y_input_.Run(model_.passes[static_cast<size_t>(pass)], lattice, &y_output_, &scratch_);
   }
 
   // What the last PredictY says about channel `c` at raster position `at`.
@@ -167,12 +167,6 @@ class Predictor {
   }
 
  private:
-  // The smallest half that holds a lattice.
-  static Half HalfOf(Lattice lattice) {
-    if (lattice == Lattice::kAll) return Half::kAll;
-    return lattice == Lattice::kOdd ? Half::kOdd : Half::kEven;
-  }
-
   static int LargestGroup(const EntropyModel& model) {
     return *std::max_element(model.group_size, model.group_size + model.num_groups);
   }
@@ -211,14 +205,9 @@ class Predictor {
 // Calls visit(raster position) -> Status for the positions of a lattice until it fails.
 template <typename Visit>
 Status ForEachPosition(int height, int width, Lattice lattice, const Visit& visit) {
-  const bool quarter = lattice == Lattice::kEvenEven || lattice == Lattice::kOddOdd;
-  const int first_row = lattice == Lattice::kOddOdd ? 1 : 0;
-  for (int i = first_row; i < height; i += quarter ? 2 : 1) {
-    int first = 0;
-    if (lattice == Lattice::kEven) first = i % 2;
-    if (lattice == Lattice::kOdd) first = 1 - i % 2;
-    if (lattice == Lattice::kOddOdd) first = 1;
-    for (int j = first; j < width; j += lattice == Lattice::kAll ? 1 : 2) {
+  const ConvArea area = AreaOf(height, width, lattice);
+  for (int i = area.first_row; i < height; i += area.row_step) {
+    for (int j = area.first_column[i % 2]; j < width; j += area.column_step) {
       const Status status =
           visit(static_cast<size_t>(i) * static_cast<size_t>(width) + static_cast<size_t>(j));
       if (status != Status::kOk) return status;

@@ -50,16 +50,8 @@ constexpr int kMaxScan = 3;
 constexpr int kMaxTables = 4096;
 constexpr int kNumPlanes = 5;
 
-// Which positions (row i, column j) a pass codes.
-enum class Lattice {
-  kAll,       // The one pass of a scan of 1.
-  kEven,      // i + j even: the first of two passes.
-  kOdd,       // i + j odd: the last of two or three.
-  kEvenEven,  // i and j even: the first of three.
-  kOddOdd,    // i and j odd: the second of three.
-};
-
-// The positions of pass `step` of a scan. REQUIRES: 1 <= scan <= 3, 0 <= step < scan.
+// What pass `step` of a scan codes: all; even, then odd; or both even, both odd, then odd sums.
+// REQUIRES: 1 <= scan <= 3, 0 <= step < scan.
 Lattice LatticeOf(int scan, int step);
 
 struct StaticCode {
@@ -83,7 +75,7 @@ struct EntropyModel {
   int version = 0;  // Of the file: 1 or 2.
   int num_s = 0, num_z = 0, num_y = 0, num_features = 0, num_groups = 0, num_q = 0, num_scales = 0;
   int group_size[kMaxGroups] = {};
-  int group_scan[kMaxGroups] = {};  // Passes of each group; see Lattice.
+  int group_scan[kMaxGroups] = {};  // Passes of each group; see LatticeOf.
   int ctx_shift = 0, mean_shift = 0, scale_shift = 0;
   std::vector<CdfTable> tables;
   Quantiser y;

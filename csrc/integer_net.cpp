@@ -28,25 +28,25 @@ std::vector<const ConvKernel*> KernelsOf(CpuPath path) {
   }
 }
 
-ConvArea AreaOf(int height, int width, Half half) {
-  switch (half) {
-    case Half::kEven:
+size_t LinesFor(size_t bytes) { return (bytes + sizeof(CacheLine) - 1) / sizeof(CacheLine); }
+
+}  // namespace
+
+ConvArea AreaOf(int height, int width, Lattice lattice) {
+  switch (lattice) {
+    case Lattice::kEven:
       return {height, width, 0, 1, 2, {0, 1}};
-    case Half::kOdd:
+    case Lattice::kOdd:
       return {height, width, 0, 1, 2, {1, 0}};
-    case Half::kEvenEven:
+    case Lattice::kEvenEven:
       return {height, width, 0, 2, 2, {0, 0}};
-    case Half::kOddOdd:
+    case Lattice::kOddOdd:
       return {height, width, 1, 2, 2, {1, 1}};
-    case Half::kAll:
+    case Lattice::kAll:
       break;
   }
   return {height, width, 0, 1, 1, {0, 0}};
 }
-
-size_t LinesFor(size_t bytes) { return (bytes + sizeof(CacheLine) - 1) / sizeof(CacheLine); }
-
-}  // namespace
 
 Status ConvLayer::Init(int cin, int cout, int k, int shift, int lo, int hi, const int8_t* weight,
                        const int32_t* bias) {
@@ -82,9 +82,9 @@ Status ConvLayer::CheckAccumulator(int max_input) const {
   return bound < (int64_t{1} << 31) ? Status::kOk : Status::kModelAccumulatorTooWide;
 }
 
-void ConvLayer::Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
-                    int out_stride, CacheLines* scratch) const {
-  const ConvArea area = AreaOf(height, width, half);
+void ConvLayer::Run(const int16_t* x, int x_stride, int height, int width, Lattice lattice,
+                    int16_t* out, int out_stride, CacheLines* scratch) const {
+  const ConvArea area = AreaOf(height, width, lattice);
   for (const Packing& packing : packings_) {
     const size_t lines = LinesFor(packing.kernel->scratch_bytes(shape_, area));
     if (scratch->size() < lines) scratch->resize(lines);
@@ -109,11 +109,11 @@ Status IntegerNet::CheckAccumulators(int max_input) const {
   return Status::kOk;
 }
 
-void IntegerNet::Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
-                     int out_stride, Scratch* scratch) const {
-  // A layer computes one half only if no later layer looks at neighbours.
-  size_t first_halved = layers_.size() - 1;
-  while (first_halved > 0 && layers_[first_halved].k() == 1) --first_halved;
+void IntegerNet::Run(const int16_t* x, int x_stride, int height, int width, Lattice lattice,
+                     int16_t* out, int out_stride, Scratch* scratch) const {
+  // A layer computes a lattice only if no later layer looks at neighbours.
+  size_t first_partial = layers_.size() - 1;
+  while (first_partial > 0 && layers_[first_partial].k() == 1) --first_partial;
   const size_t positions = static_cast<size_t>(height) * static_cast<size_t>(width);
   for (size_t l = 0; l < layers_.size(); ++l) {
     const ConvLayer& layer = layers_[l];
@@ -126,7 +126,7 @@ void IntegerNet::Run(const int16_t* x, int x_stride, int height, int width, Half
       if (hidden.size() < needed) hidden.resize(needed);
       to = hidden.data();
     }
-    layer.Run(x, x_stride, height, width, l >= first_halved ? half : Half::kAll, to, stride,
+    layer.Run(x, x_stride, height, width, l >= first_partial ? lattice : Lattice::kAll, to, stride,
               &scratch->conv);
     x = to;
     x_stride = stride;

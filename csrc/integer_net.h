@@ -41,14 +41,17 @@ constexpr T Clamp(T v, T lo, T hi) {
   return v < lo ? lo : (v > hi ? hi : v);
 }
 
-// Which positions (row i, column j) of a layer are computed.
-enum class Half {
-  kEven,  // i + j even.
-  kOdd,   // i + j odd.
+// Which positions (row i, column j): what a layer computes, what a pass codes.
+enum class Lattice {
   kAll,
+  kEven,      // i + j even.
+  kOdd,       // i + j odd.
   kEvenEven,  // i and j even.
   kOddOdd,    // i and j odd.
 };
+
+// The positions of a lattice, row by row.
+ConvArea AreaOf(int height, int width, Lattice lattice);
 
 struct alignas(64) CacheLine {
   uint8_t bytes[64];
@@ -74,10 +77,10 @@ class ConvLayer {
     return -shape_.lo > shape_.hi ? -shape_.lo : (shape_.hi > 0 ? shape_.hi : -shape_.lo);
   }
 
-  // x [height, width, x_stride] -> out [height, width, out_stride], the positions of `half` only.
+  // x [height, width, x_stride] -> out [height, width, out_stride], the lattice's positions only.
   // `scratch` grows to what it needs.
   // REQUIRES: x_stride >= PadChannels(cin) and a multiple of eight, out_stride >= cout.
-  void Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
+  void Run(const int16_t* x, int x_stride, int height, int width, Lattice lattice, int16_t* out,
            int out_stride, CacheLines* scratch) const;
 
  private:
@@ -110,9 +113,9 @@ class IntegerNet {
   int cout() const { return layers_.back().cout(); }
   int max_output() const { return layers_.back().max_output(); }
 
-  // As ConvLayer::Run. Hidden layers compute what the positions of `half` need and no more.
+  // As ConvLayer::Run. Hidden layers compute what the lattice's positions need, and no more.
   // REQUIRES: at least one layer.
-  void Run(const int16_t* x, int x_stride, int height, int width, Half half, int16_t* out,
+  void Run(const int16_t* x, int x_stride, int height, int width, Lattice lattice, int16_t* out,
            int out_stride, Scratch* scratch) const;
 
  private:

@@ -294,12 +294,13 @@ class EntropyModel(nn.Module):
             done += size
         return masks
 
+    def s_prior(self) -> tuple[Tensor, Tensor]:
+        """Mean and scale of s [S] in sixteenths, within what the file holds, not yet rounded."""
+        return self.s_mean.clamp(-2047, 2047), self.s_scale.clamp(-2047, 2047)
+
     def s_parameters(self, q: Tensor) -> Prediction:
         """Static predictions of s, [B, S]."""
-        mean, scale = (
-            straight_through(p.clamp(-2047, 2047), p.clamp(-2047, 2047).round())
-            for p in (self.s_mean, self.s_scale)
-        )
+        mean, scale = (straight_through(p, p.round()) for p in self.s_prior())
         count = len(q)
         return Prediction.of(mean.expand(count, -1), scale.expand(count, -1), self.s_gains.at(q, 0))
 
@@ -405,8 +406,8 @@ def serialize(model: EntropyModel) -> bytes:
             offset, freq = logistic_table(scale_of_index(k), frac / TABLES_PER_SCALE)
             out += struct.pack(f"<hH{len(freq)}H", offset, len(freq) - 1, *freq)
     with torch.no_grad():
-        for values in (model.s_mean, model.s_scale):
-            out += values.clamp(-2047, 2047).round().numpy().astype("<i2").tobytes()
+        for values in model.s_prior():
+            out += values.round().numpy().astype("<i2").tobytes()
         for gains in (model.s_gains, model.z_gains, model.y_gains):
             step, gain, index_offset = q_tables(gains.all_q())
             out += step.numpy().astype("<i4").tobytes()

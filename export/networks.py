@@ -239,6 +239,19 @@ class Codec(nn.Module):
         self.g_s = Student(self.config)
         self.entropy = EntropyModel(self.config.entropy)
 
+    def symbols(
+        self, bands: Tensor, q: Tensor, *, bf16: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Symbols (s, z, y) of bands [B, 48, H/4, W/4] at qualities q [B], straight-through."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            y, z, s = self.g_a(bands.contiguous(memory_format=torch.channels_last))
+        e = self.entropy
+        return (
+            e.s_gains.round(s.float(), q),
+            e.z_gains.round(z.float(), q),
+            e.y_gains.round(y.float(), q),
+        )
+
     def forward(
         self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -253,14 +266,8 @@ class Codec(nn.Module):
         Returns:
           Decoded bands, [B, 48, H/4, W/4], the bits [B] of each part, and s_hat [B, S].
         """
-        bands = bands.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            y, z, s = self.g_a(bands)
+        s_sym, z_sym, y_sym = self.symbols(bands, q, bf16=bf16)
         e = self.entropy
-        y_sym, z_sym, s_sym = (
-            gains.round(latent.float(), q)
-            for gains, latent in ((e.y_gains, y), (e.z_gains, z), (e.s_gains, s))
-        )
         bits = e.bits(s_sym, z_sym, y_sym, q)
         y_hat = y_sym * e.y_gains.step(q, 2)
         s_hat = s_sym * e.s_gains.step(q, 0)

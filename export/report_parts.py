@@ -15,26 +15,16 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import cv2
 import torch
 from torch import Tensor
 
-from export.data import Face, read_index, read_rgb
+from export.data import Face, read_index, read_square
 from export.integer_entropy import EntropyModel, Prediction, lattices, symbol_bits
 from export.networks import Codec, split_bands
 from export.to_onnx import load_codec
 
 HEADER_BYTES = 12
 SIZE = 256
-
-
-def symbols_of(codec: Codec, face: Face, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(s, z, y) of a face resized to SIZE x SIZE."""
-    image = cv2.resize(read_rgb(face.path), (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
-    x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
-    y, z, s = codec.g_a(split_bands(x))
-    e = codec.entropy
-    return e.s_gains.round(s, q), e.z_gains.round(z, q), e.y_gains.round(y, q)
 
 
 def without_neighbours(
@@ -78,7 +68,8 @@ def report(codec: Codec, faces: list[Face], qualities: list[float]) -> list[dict
             sums[name] = sums.get(name, 0.0) + bits / 8 / len(faces)
 
         for face in faces:
-            s, z, y = symbols_of(codec, face, q)
+            bands = split_bands(torch.from_numpy(read_square(face, SIZE)))
+            s, z, y = codec.symbols(bands, q)
             parts = {name: float(bits) for name, bits in e.bits(s, z, y, q).items()}
             for name, bits in parts.items():
                 add(name, bits)

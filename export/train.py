@@ -18,12 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export.data import BatchKind, Face, FaceSampler, read_index, read_rgb
+from export.data import BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import NUM_Q, IntegerConv2d
 from export.losses import IdentityLoss, PerceptualLoss
 from export.networks import Codec, codec_from_dict, merge_bands, split_bands
@@ -359,8 +358,7 @@ def evaluate(
     for q in qualities:
         total = np.zeros(3)
         for face in faces:
-            image = cv2.resize(read_rgb(face.path), (256, 256), interpolation=cv2.INTER_CUBIC)
-            x = torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float()
+            x = torch.from_numpy(read_square(face, 256))
             psnr = []
             for realism in (0.0, 1.0):
                 noise = torch.zeros(1, 48, 64, 64)

@@ -192,17 +192,17 @@ void ForEachPath(const Visit& visit) {
   CHECK(SetCpuPath(chosen) == Status::kOk);
 }
 
-bool IsIn(Half half, int i, int j) {
-  switch (half) {
-    case Half::kEven:
+bool IsIn(Lattice lattice, int i, int j) {
+  switch (lattice) {
+    case Lattice::kEven:
       return (i + j) % 2 == 0;
-    case Half::kOdd:
+    case Lattice::kOdd:
       return (i + j) % 2 == 1;
-    case Half::kEvenEven:
+    case Lattice::kEvenEven:
       return i % 2 == 0 && j % 2 == 0;
-    case Half::kOddOdd:
+    case Lattice::kOddOdd:
       return i % 2 == 1 && j % 2 == 1;
-    case Half::kAll:
+    case Lattice::kAll:
       break;
   }
   return true;
@@ -231,15 +231,16 @@ void CheckConvolution(const ConvCase& c) {
     CHECK(layer.Init(c.cin, c.cout, c.k, c.shift, c.lo, c.hi, c.weight.data(), c.bias.data()) ==
           Status::kOk);
     CacheLines scratch;
-    for (const Half half : {Half::kEven, Half::kOdd, Half::kAll, Half::kEvenEven, Half::kOddOdd}) {
+    for (const Lattice lattice :
+         {Lattice::kEven, Lattice::kOdd, Lattice::kAll, Lattice::kEvenEven, Lattice::kOddOdd}) {
       const int16_t untouched = 12345;
       std::vector<int16_t> out(expected.size(), untouched);
-      layer.Run(c.x.data(), c.stride, c.height, c.width, half, out.data(), c.cout, &scratch);
+      layer.Run(c.x.data(), c.stride, c.height, c.width, lattice, out.data(), c.cout, &scratch);
       size_t at = 0;
       for (int i = 0; i < c.height; ++i) {
         for (int j = 0; j < c.width; ++j) {
           for (int o = 0; o < c.cout; ++o, ++at) {
-            CHECK(out[at] == (IsIn(half, i, j) ? expected[at] : untouched));
+            CHECK(out[at] == (IsIn(lattice, i, j) ? expected[at] : untouched));
           }
         }
       }
@@ -303,9 +304,9 @@ void TestLargestSums() {
 
 void TestCpuPaths() {
   CHECK(CpuPathAvailable(CpuPath::kScalar));
-  CHECK(AvailableCpuPaths().substr(0, 6) == "scalar");
+  CHECK(AvailableCpuPathNames().substr(0, 6) == "scalar");
   CHECK(CpuEnvironment().empty() ||
-        AvailableCpuPaths().find(CpuEnvironment()) != std::string::npos);
+        AvailableCpuPathNames().find(CpuEnvironment()) != std::string::npos);
   CpuPath chosen;
   CHECK(ChosenCpuPath(&chosen) == Status::kOk);
   for (int i = 0; i < kNumCpuPaths; ++i) {

@@ -104,10 +104,9 @@ void Fuzz(const Golden& golden, long mutants) {
 int main(int argc, char** argv) {
   using namespace fasdiff;
   using namespace fasdiff::testing;
-  if (argc < 3) {
-    std::fprintf(stderr, "usage: %s MUTANTS DIRECTORY...\n", argv[0]);
-    return 2;
-  }
-  for (int i = 2; i < argc; ++i) Fuzz(LoadGolden(argv[i]), std::atol(argv[1]));
+  const bool called_right =
+      ForEachGolden(argc, argv, 2, "MUTANTS DIRECTORY...",
+                    [&](const Golden& golden) { Fuzz(golden, std::atol(argv[1])); });
+  if (!called_right) return 2;
   return Finish("fuzz_models");
 }

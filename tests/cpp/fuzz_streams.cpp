@@ -203,11 +203,10 @@ long PeakMegabytes() {
 int main(int argc, char** argv) {
   using namespace fasdiff;
   using namespace fasdiff::testing;
-  if (argc < 3) {
-    std::fprintf(stderr, "usage: %s MUTANTS DIRECTORY...\n", argv[0]);
-    return 2;
-  }
-  for (int i = 2; i < argc; ++i) FuzzAll(LoadGolden(argv[i]), std::atol(argv[1]));
+  const bool called_right =
+      ForEachGolden(argc, argv, 2, "MUTANTS DIRECTORY...",
+                    [&](const Golden& golden) { FuzzAll(golden, std::atol(argv[1])); });
+  if (!called_right) return 2;
   const long megabytes = PeakMegabytes();
   std::printf("%ld MB at the peak\n", megabytes);
   CHECK(megabytes > 0 && megabytes < kMaxMegabytes);

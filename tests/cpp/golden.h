@@ -3,6 +3,7 @@
 #define FASDIFF_TESTS_CPP_GOLDEN_H_
 
 #include <cstdint>
+#include <cstdio>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -58,6 +59,18 @@ inline Golden LoadGolden(const std::string& directory) {
     golden.streams.push_back(stream);
   }
   return golden;
+}
+
+// Calls check(golden) for the directories that the arguments from `first` on name; without any,
+// prints how to call the program and is false.
+template <typename Check>
+bool ForEachGolden(int argc, char** argv, int first, const char* arguments, const Check& check) {
+  if (argc <= first) {
+    std::fprintf(stderr, "usage: %s %s\n", argv[0], arguments);
+    return false;
+  }
+  for (int i = first; i < argc; ++i) check(LoadGolden(argv[i]));
+  return true;
 }
 
 }  // namespace testing

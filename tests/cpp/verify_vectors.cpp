@@ -70,17 +70,12 @@ void VerifyAll(const Golden& golden) {
 int main(int argc, char** argv) {
   using namespace fasdiff;
   using namespace fasdiff::testing;
-  if (argc < 2) {
-    std::fprintf(stderr, "usage: %s DIRECTORY...\n", argv[0]);
-    return 2;
-  }
   CHECK(Sha256({'a', 'b', 'c'}) ==
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-  for (int p = 0; p < kNumCpuPaths; ++p) {
-    const CpuPath path = static_cast<CpuPath>(p);
-    if (SetCpuPath(path) != Status::kOk) continue;
+  for (const CpuPath path : AvailableCpuPaths()) {
+    CHECK(SetCpuPath(path) == Status::kOk);
     std::printf("%s\n", CpuPathName(path));
-    for (int i = 1; i < argc; ++i) VerifyAll(LoadGolden(argv[i]));
+    if (!ForEachGolden(argc, argv, 1, "DIRECTORY...", VerifyAll)) return 2;
   }
   return Finish("verify_vectors");
 }
