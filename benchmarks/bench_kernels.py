@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from tables import RESULTS, markdown, write_tsv
 
 from fasdiff_edge import Encoder, _core, cpu
-from fasdiff_edge.api import read_symbols
+from fasdiff_edge.api import read_levels
 from fasdiff_edge.models import load_model
 
 Array = NDArray[Any]
@@ -501,10 +501,10 @@ def bench_entropy_stage(model: Any, name: str, rounds: int) -> Iterator[Row]:
     encoder = Encoder(model=name, threads=1)
     for budget in (250, 500, 1000, 2000):
         data = encoder.encode(picture, max_bytes=budget)
-        header, _, symbols = read_symbols(data, model, 2**24)
+        header, _, levels = read_levels(data, model, 2**24)
         core, payload, quality = model.entropy._core, data[12:], header.quality
         size = header.latent_size
-        arrays = (symbols.s, symbols.z, symbols.y)
+        arrays = (levels.s, levels.z, levels.y)
         verify(core.encode(*arrays, quality) == payload, "entropy stage")
         estimate = float(core.part_bits(*arrays, quality).sum()) / 8
         calls: Calls = {

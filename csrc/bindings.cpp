@@ -343,6 +343,7 @@ PYBIND11_MODULE(_core, m) {
                                return std::vector<int>(e.group_scan, e.group_scan + e.num_groups);
                              })
       .def_readonly("version", &EntropyModel::version)
+      .def_property_readonly("unit_bits", &EntropyModel::unit_bits)
       .def_property_readonly("s_step",
                              [](const EntropyModel& e) { return StepTable(e, e.s, e.num_s); })
       .def_property_readonly("z_step",

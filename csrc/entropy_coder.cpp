@@ -7,7 +7,21 @@ namespace {
 
 constexpr int kMaxActivation = 127;
 
-// symbol = base + a value of the table; `likely` stands in where a cut stream says nothing.
+// Levels that exist: those of symbols of 16 bits.
+struct LevelRange {
+  explicit LevelRange(const EntropyModel& model)
+      : unit_bits(model.unit_bits()),
+        lowest(kMinSymbol * (1 << unit_bits)),
+        highest(kMaxSymbol * (1 << unit_bits)) {}
+
+  bool Contains(int32_t level) const { return level >= lowest && level <= highest; }
+
+  int unit_bits;
+  int32_t lowest, highest;
+};
+
+// level = base + (a value of the table << unit_bits); `likely` stands in for the level where a cut
+// stream says nothing.
 struct Prediction {
   int32_t base = 0;
   int32_t likely = 0;
@@ -18,7 +32,7 @@ Prediction Predict(const EntropyModel& model, const StaticCode& code) {
   Prediction p;
   p.base = code.base;
   p.table = code.table;
-  p.likely = code.base + MostProbableValue(model.tables[code.table]);
+  p.likely = Clamp(code.base + MostProbableValue(model.tables[code.table]), kMinSymbol, kMaxSymbol);
   return p;
 }
 
@@ -26,15 +40,21 @@ Prediction Predict(const EntropyModel& model, const StaticCode& code) {
 Prediction Predict(const EntropyModel& model, const Quantiser& quantiser, int q, int c,
                    int64_t mean, int64_t scale) {
   const size_t at = quantiser.At(q, c);
-  // The mean in quarter symbols.
-  const int32_t mean4 = static_cast<int32_t>(
-      Clamp<int64_t>(RoundShift(mean * quantiser.gain[at], model.mean_shift), -32768, 32767));
+  const int64_t mean_level = RoundShift(mean * quantiser.gain[at], model.mean_shift);
   const int64_t scale_index = Clamp<int64_t>(
       RoundShift(scale + quantiser.index_offset[at], model.scale_shift), 0, model.num_scales - 1);
   Prediction p;
-  p.base = mean4 >> 2;
-  p.likely = (mean4 + 2) >> 2;
-  p.table = static_cast<uint16_t>(4 * scale_index + (mean4 & 3));
+  if (model.version == 1) {  // A table for each quarter of a symbol that the mean may be off.
+    const int32_t mean4 = static_cast<int32_t>(Clamp<int64_t>(mean_level, -32768, 32767));
+    p.base = mean4 >> 2;
+    p.likely = (mean4 + 2) >> 2;
+    p.table = static_cast<uint16_t>(4 * scale_index + (mean4 & 3));
+  } else {
+    const LevelRange range(model);
+    p.base = static_cast<int32_t>(Clamp<int64_t>(mean_level, range.lowest, range.highest));
+    p.likely = p.base;
+    p.table = static_cast<uint16_t>(scale_index);
+  }
   return p;
 }
 
@@ -42,9 +62,8 @@ int16_t ClampActivation(int64_t v) {
   return static_cast<int16_t>(Clamp<int64_t>(v, -kMaxActivation, kMaxActivation));
 }
 
-bool InSymbolRange(const int32_t* symbols, size_t count) {
-  return std::all_of(symbols, symbols + count,
-                     [](int32_t v) { return v >= kMinSymbol && v <= kMaxSymbol; });
+bool InRange(const LevelRange& range, const int32_t* levels, size_t count) {
+  return std::all_of(levels, levels + count, [&](int32_t v) { return range.Contains(v); });
 }
 
 // Channels of integers, channel-innermost, zero until they are set.
@@ -75,7 +94,7 @@ class Map {
 
 // Runs the networks in decoding order. SAt and LearnS for each component of s; BeginZ, then z pass
 // by pass; BeginY, then y pass by pass. For each pass: PredictZ or PredictY, then ZAt or YAt for
-// its positions, each followed by LearnZ or LearnY with the symbol.
+// its positions, each followed by LearnZ or LearnY with the level.
 class Predictor {
  public:
   Predictor(const EntropyModel& model, LatentSize size, int q)
@@ -96,8 +115,8 @@ class Predictor {
     return Predict(model_, model_.s, q_, c, model_.s_mean[at], model_.s_scale[at]);
   }
 
-  void LearnS(int c, int32_t symbol) {
-    if (model_.version != 1) s_context_[static_cast<size_t>(c)] = Context(model_.s, c, symbol);
+  void LearnS(int c, int32_t level) {
+    if (model_.version != 1) s_context_[static_cast<size_t>(c)] = Context(model_.s, c, level);
   }
 
   // Planes and semantics at every position of z; all of s is known.
@@ -122,10 +141,10 @@ class Predictor {
     return Predict(model_, model_.z, q_, c, out[c], out[model_.num_z + c]);
   }
 
-  void LearnZ(int c, size_t at, int32_t symbol) {
+  void LearnZ(int c, size_t at, int32_t level) {
     z_input_.At(at)[planes_ + semantics_ + c] =
-        model_.version == 1 ? ClampActivation(int64_t{symbol} * (1 << model_.z_shift))
-                            : Context(model_.z, c, symbol);
+        model_.version == 1 ? ClampActivation(int64_t{level} * (1 << model_.z_shift))
+                            : Context(model_.z, c, level);
   }
 
   // Features: h_s_z of z and s, up-sampled four times, with planes through h_s_y; all of z is
@@ -162,8 +181,8 @@ class Predictor {
     return Predict(model_, model_.y, q_, c, out[group_channel], out[group_size + group_channel]);
   }
 
-  void LearnY(int c, size_t at, int32_t symbol) {
-    y_input_.At(at)[model_.num_features + c] = Context(model_.y, c, symbol);
+  void LearnY(int c, size_t at, int32_t level) {
+    y_input_.At(at)[model_.num_features + c] = Context(model_.y, c, level);
   }
 
  private:
@@ -175,9 +194,9 @@ class Predictor {
     return static_cast<size_t>(i) * static_cast<size_t>(width) + static_cast<size_t>(j);
   }
 
-  // A symbol as the networks see it.
-  int16_t Context(const Quantiser& quantiser, int c, int32_t symbol) const {
-    const int64_t value = int64_t{symbol} * quantiser.step[quantiser.At(q_, c)];
+  // A level as the networks see it.
+  int16_t Context(const Quantiser& quantiser, int c, int32_t level) const {
+    const int64_t value = int64_t{level} * quantiser.step[quantiser.At(q_, c)];
     return ClampActivation(RoundShift(value, model_.ctx_shift));
   }
 
@@ -216,17 +235,17 @@ Status ForEachPosition(int height, int width, Lattice lattice, const Visit& visi
   return Status::kOk;
 }
 
-// Calls visit(part, index, prediction, &symbol) for all symbols in coding order. Part 0 is s, part
+// Calls visit(part, index, prediction, &level) for all levels in coding order. Part 0 is s, part
 // 1 z, part 2 + p pass p of y; the index counts in the C-contiguous array of s, z or y.
 template <typename Visit>
-Status ForEachSymbol(const EntropyModel& model, LatentSize size, int q, const Visit& visit) {
+Status ForEachLevel(const EntropyModel& model, LatentSize size, int q, const Visit& visit) {
   Predictor predictor(model, size, q);
   Status status = Status::kOk;
   for (int c = 0; c < model.num_s; ++c) {
-    int32_t symbol = 0;
-    status = visit(0, static_cast<size_t>(c), predictor.SAt(c), &symbol);
+    int32_t level = 0;
+    status = visit(0, static_cast<size_t>(c), predictor.SAt(c), &level);
     if (status != Status::kOk) return status;
-    predictor.LearnS(c, symbol);
+    predictor.LearnS(c, level);
   }
   predictor.BeginZ();
   const int z_scan = model.version == 1 ? 1 : 2;
@@ -235,10 +254,10 @@ Status ForEachSymbol(const EntropyModel& model, LatentSize size, int q, const Vi
     predictor.PredictZ(pass, lattice);
     for (int c = 0; c < model.num_z; ++c) {
       status = ForEachPosition(size.hz(), size.wz(), lattice, [&](size_t at) {
-        int32_t symbol = 0;
+        int32_t level = 0;
         const Status got =
-            visit(1, static_cast<size_t>(c) * size.z_plane() + at, predictor.ZAt(c, at), &symbol);
-        predictor.LearnZ(c, at, symbol);
+            visit(1, static_cast<size_t>(c) * size.z_plane() + at, predictor.ZAt(c, at), &level);
+        predictor.LearnZ(c, at, level);
         return got;
       });
       if (status != Status::kOk) return status;
@@ -254,10 +273,10 @@ Status ForEachSymbol(const EntropyModel& model, LatentSize size, int q, const Vi
       predictor.PredictY(pass, lattice);
       for (int c = 0; c < group_size; ++c) {
         status = ForEachPosition(size.hy, size.wy, lattice, [&](size_t at) {
-          int32_t symbol = 0;
+          int32_t level = 0;
           const Status got = visit(2 + pass, static_cast<size_t>(first + c) * size.y_plane() + at,
-                                   predictor.YAt(first + c, c, group_size, at), &symbol);
-          predictor.LearnY(first + c, at, symbol);
+                                   predictor.YAt(first + c, c, group_size, at), &level);
+          predictor.LearnY(first + c, at, level);
           return got;
         });
         if (status != Status::kOk) return status;
@@ -279,20 +298,20 @@ class ValueSource {
   ValueSource(const uint8_t* payload, size_t size, bool fill_missing)
       : decoder_(payload, size, fill_missing), fill_missing_(fill_missing) {}
 
-  // One symbol, or the likely one where the payload was cut.
-  Status Get(const EntropyModel& model, const Prediction& p, int32_t* symbol) {
+  // One level, or the likely one where the payload was cut.
+  Status Get(const EntropyModel& model, const Prediction& p, int32_t* level) {
     if (!cut_) {
+      const LevelRange range(model);
       int32_t value = 0;
       const Status status = DecodeValue(model.tables[p.table], &decoder_, &value);
       if (status == Status::kOk) {
-        *symbol = p.base + value;
-        const bool in_range = *symbol >= kMinSymbol && *symbol <= kMaxSymbol;
-        return in_range ? Status::kOk : Status::kStreamSymbolOutOfRange;
+        *level = p.base + value * (1 << range.unit_bits);
+        return range.Contains(*level) ? Status::kOk : Status::kStreamSymbolOutOfRange;
       }
       if (status != Status::kStreamTruncated || !fill_missing_) return status;
       cut_ = true;
     }
-    *symbol = Clamp(p.likely, kMinSymbol, kMaxSymbol);
+    *level = p.likely;
     return Status::kOk;
   }
 
@@ -307,9 +326,9 @@ class ValueSource {
 Status DecodeFrom(ValueSource* source, const EntropyModel& model, LatentSize size, int q,
                   int32_t* s, int32_t* z, int32_t* y) {
   const Status status =
-      ForEachSymbol(model, size, q, [&](int part, size_t at, const Prediction& p, int32_t* symbol) {
-        const Status got = source->Get(model, p, symbol);
-        (part == 0 ? s : part == 1 ? z : y)[at] = *symbol;
+      ForEachLevel(model, size, q, [&](int part, size_t at, const Prediction& p, int32_t* level) {
+        const Status got = source->Get(model, p, level);
+        (part == 0 ? s : part == 1 ? z : y)[at] = *level;
         return got;
       });
   return status == Status::kOk ? source->Finish() : status;
@@ -320,9 +339,20 @@ const int32_t* Source(const LatentsView& latents, int part) {
 }
 
 bool AllInRange(const EntropyModel& model, const LatentsView& latents, LatentSize size) {
-  return InSymbolRange(latents.s, static_cast<size_t>(model.num_s)) &&
-         InSymbolRange(latents.z, static_cast<size_t>(model.num_z) * size.z_plane()) &&
-         InSymbolRange(latents.y, static_cast<size_t>(model.num_y) * size.y_plane());
+  const LevelRange range(model);
+  return InRange(range, latents.s, static_cast<size_t>(model.num_s)) &&
+         InRange(range, latents.z, static_cast<size_t>(model.num_z) * size.z_plane()) &&
+         InRange(range, latents.y, static_cast<size_t>(model.num_y) * size.y_plane());
+}
+
+// The value that codes the level nearest to *level, which becomes that one.
+int32_t Quantise(const LevelRange& range, const Prediction& p, int32_t* level) {
+  const int32_t unit = 1 << range.unit_bits;
+  int32_t value = static_cast<int32_t>(RoundShift(int64_t{*level} - p.base, range.unit_bits));
+  if (p.base + value * unit > range.highest) --value;
+  if (p.base + value * unit < range.lowest) ++value;
+  *level = p.base + value * unit;
+  return value;
 }
 
 class EncoderSink : public ValueSink {
@@ -343,12 +373,13 @@ Status VisitValues(const EntropyModel& model, const LatentsView& latents, Latent
   const Status status = CheckArguments(size, model, q);
   if (status != Status::kOk) return status;
   if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
-  return ForEachSymbol(model, size, q,
-                       [&](int part, size_t at, const Prediction& p, int32_t* symbol) {
-                         *symbol = Source(latents, part)[at];
-                         sink->Put(part, model.tables[p.table], *symbol - p.base);
-                         return Status::kOk;
-                       });
+  const LevelRange range(model);
+  return ForEachLevel(model, size, q,
+                      [&](int part, size_t at, const Prediction& p, int32_t* level) {
+                        *level = Source(latents, part)[at];
+                        sink->Put(part, model.tables[p.table], Quantise(range, p, level));
+                        return Status::kOk;
+                      });
 }
 
 Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
@@ -377,15 +408,17 @@ Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, Lat
   const Status status = CheckArguments(size, model, q);
   if (status != Status::kOk) return status;
   if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
-  return ForEachSymbol(model, size, q,
-                       [&](int part, size_t at, const Prediction& p, int32_t* symbol) {
-                         *symbol = Source(latents, part)[at];
-                         if (part >= 2) {
-                           base[at] = p.base;
-                           table[at] = p.table;
-                         }
-                         return Status::kOk;
-                       });
+  const LevelRange range(model);
+  return ForEachLevel(model, size, q,
+                      [&](int part, size_t at, const Prediction& p, int32_t* level) {
+                        *level = Source(latents, part)[at];
+                        Quantise(range, p, level);
+                        if (part >= 2) {
+                          base[at] = p.base;
+                          table[at] = p.table;
+                        }
+                        return Status::kOk;
+                      });
 }
 
 }  // namespace fasdiff

@@ -5,6 +5,10 @@
 // raster order, and is predicted by its network from what was decoded before it. (Under a model
 // file of version 1, z comes in one raster scan per channel.)
 //
+// Latents are levels: integers in sixteenths of a quantisation step. What is coded is the distance
+// from the predicted mean in whole steps, so that a level that is decoded is the mean plus a
+// multiple of 16. (Under a model file of version 1 levels are whole steps.)
+//
 // Shapes: s [S], z [Cz, hz, wz], y [Cy, hy, wy], int32 and C-contiguous, with hz = ceil(hy / 4).
 #ifndef FASDIFF_CSRC_ENTROPY_CODER_H_
 #define FASDIFF_CSRC_ENTROPY_CODER_H_
@@ -44,12 +48,12 @@ class ValueSink {
   virtual void Put(int part, const CdfTable& table, int32_t value) = 0;
 };
 
-// Walks the latents in coding order. The sink is called only if every symbol is in range.
+// Walks the latents in coding order. The sink is called only if every level is in range.
 // kBadLatentShape, kBadQuality, kSymbolOutOfRange.
 Status VisitValues(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
                    ValueSink* sink);
 
-// Codes the latents. Errors as VisitValues.
+// Codes the nearest levels that have a code. Errors as VisitValues.
 Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
                      std::vector<uint8_t>* payload);
 

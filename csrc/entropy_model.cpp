@@ -57,7 +57,7 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   if (std::memcmp(magic, kMagic, sizeof(kMagic)) != 0) return Status::kModelBadMagic;
   m->version = in->U8();
   if (!in->ok()) return Status::kModelTruncated;
-  if (m->version != 1 && m->version != 2) return Status::kModelBadMagic;
+  if (m->version != 1 && m->version != 3) return Status::kModelBadMagic;
   m->num_s = in->U16();
   m->num_z = in->U16();
   m->num_y = in->U16();
@@ -94,7 +94,8 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
 Status ParseTables(ByteReader* in, EntropyModel* m) {
   const uint32_t num_tables = in->U32();
   if (!in->ok()) return Status::kModelTruncated;
-  if (num_tables < 4 * static_cast<uint32_t>(m->num_scales) || num_tables > kMaxTables) {
+  const uint32_t needed = static_cast<uint32_t>(m->num_scales) * (m->version == 1 ? 4u : 1u);
+  if (num_tables < needed || num_tables > kMaxTables) {
     return Status::kModelBadCounts;
   }
   uint16_t frequencies[kMaxRegularSymbols + 1];
@@ -227,7 +228,7 @@ Status ParseLatents1(ByteReader* in, EntropyModel* m) {
   return status;
 }
 
-Status ParseLatents2(ByteReader* in, EntropyModel* m) {
+Status ParseLatents3(ByteReader* in, EntropyModel* m) {
   Status status = ParsePriorOfS(in, m);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_s, &m->s);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_z, &m->z);
@@ -249,7 +250,7 @@ Status ParseEntropyModel(const uint8_t* data, size_t size, EntropyModel* model) 
   Status status = ParseCounts(&in, model);
   if (status == Status::kOk) status = ParseTables(&in, model);
   if (status == Status::kOk) {
-    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents2(&in, model);
+    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents3(&in, model);
   }
   if (status == Status::kOk) status = ParseNets(&in, model);
   if (status == Status::kOk && in.left() != 0) status = Status::kModelTrailingBytes;

@@ -2,14 +2,14 @@
 //
 // The file is little-endian throughout. Counts are checked against the limits below and against
 // the bytes that are left before anything is allocated; bytes after the last layer are refused.
-// Version 2, which the trainer writes:
+// Version 3, which the trainer writes:
 //
-//   char  magic[8] = "FSDEM\0\0\2"
+//   char  magic[8] = "FSDEM\0\0\3"
 //   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..4
 //   (u16 size, u8 scan)[num_groups]            size >= 1, sum num_y; scan 1..3: passes of the group
 //   u16   num_q = 253, num_scales 1..256
 //   u8    ctx_shift, mean_shift, scale_shift (0..24)
-//   u32   num_tables                           4 * num_scales .. 4096
+//   u32   num_tables                           num_scales .. 4096
 //   table: i16 offset, u16 num_regular 1..1024, u16 frequency[num_regular + 1]   sum 65536
 //   i16   s_mean[num_s], s_scale[num_s]
 //   quantiser of s, of z, of y, each
@@ -27,7 +27,7 @@
 //   y pass t of group g: num_features + sizes of groups before g + (t ? size[g] : 0)
 //                        -> 2 * size[g], means before scales.
 //
-// Version 1 (releases 0.1.x) is read as well: magic ends in 1; a fourth shift u8 z_shift (0..7)
+// Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift u8 z_shift (0..7)
 // follows scale_shift; groups have no scan, which is 2; instead of s_mean and s_scale come (i16
 // base, u16 table) for each component of s, then for each channel of z; only y has a quantiser;
 // there are no z passes, h_s_z takes num_z, h_s_y that + 1 (the quality).
@@ -72,7 +72,7 @@ struct Quantiser {
 };
 
 struct EntropyModel {
-  int version = 0;  // Of the file: 1 or 2.
+  int version = 0;  // Of the file: 1 or 3.
   int num_s = 0, num_z = 0, num_y = 0, num_features = 0, num_groups = 0, num_q = 0, num_scales = 0;
   int group_size[kMaxGroups] = {};
   int group_scan[kMaxGroups] = {};  // Passes of each group; see LatticeOf.
@@ -88,7 +88,10 @@ struct EntropyModel {
     return sum;
   }
 
-  // Version 2.
+  // Levels per symbol are 2^unit_bits().
+  int unit_bits() const { return version == 1 ? 0 : 4; }
+
+  // Version 3.
   std::vector<int16_t> s_mean, s_scale;  // [num_s], as a network would give them.
   Quantiser s, z;
   IntegerNet z_passes[2];

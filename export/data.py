@@ -65,6 +65,19 @@ def read_rgb(path: Path) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
+def nearness(points: np.ndarray, size: int) -> np.ndarray:
+    """How near each 4x4 block of a crop is to the landmarks: float32 [size / 4, size / 4], 0..1.
+
+    A Gaussian of 0.35 interocular distances around the nearest of the five points [5, 2].
+    """
+    centres = np.arange(2.0, size, 4.0)
+    sigma = 0.35 * max(float(np.hypot(*(points[1] - points[0]))), 1.0)
+    x = np.exp(-0.5 * ((centres[None] - points[:, :1]) / sigma) ** 2)
+    y = np.exp(-0.5 * ((centres[None] - points[:, 1:]) / sigma) ** 2)
+    near: np.ndarray = (y[:, :, None] * x[:, None, :]).max(0).astype(np.float32)
+    return near
+
+
 @dataclass(frozen=True)
 class BatchKind:
     """A kind of batch: crops of `size` pixels, `count` of them, drawn with weight `share`."""
@@ -84,8 +97,9 @@ def read_square(face: Face, size: int) -> np.ndarray:
 class FaceSampler:
     """Random batches from a background thread.
 
-    A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B]): `whole` marks
-    crops that hold the whole face, for which `theta` cuts the aligned chip of the identity loss.
+    A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B], near float32
+    [B, N / 4, N / 4]): `whole` marks crops that hold the whole face, for which `theta` cuts the
+    aligned chip of the identity loss; `near` is `nearness` to the face's landmarks.
     """
 
     def __init__(self, faces: list[Face], seed: int, kinds: list[BatchKind]) -> None:
@@ -98,7 +112,9 @@ class FaceSampler:
         self.kinds = kinds
         threading.Thread(target=self._work, daemon=True).start()
 
-    def sample(self, size: int, whole_share: float) -> tuple[np.ndarray, np.ndarray, bool]:
+    def sample(
+        self, size: int, whole_share: float
+    ) -> tuple[np.ndarray, np.ndarray, bool, np.ndarray]:
         r = self.rng
         i = min(int(np.searchsorted(self.p, r.random())), len(self.faces) - 1)
         face = self.faces[i]
@@ -138,11 +154,11 @@ class FaceSampler:
             out = np.stack([lut[:, c][out[:, :, c]] for c in range(3)], 2)
         whole = bool((p > 0.02 * size).all() and (p < 0.98 * size).all())
         theta = sampling_theta(p, size, size) if whole else np.zeros((2, 3), np.float32)
-        return np.ascontiguousarray(out.transpose(2, 0, 1)), theta, whole
+        return np.ascontiguousarray(out.transpose(2, 0, 1)), theta, whole, nearness(p, size)
 
     def _batch(self, kind: BatchKind) -> tuple[np.ndarray, ...]:
         items = [self.sample(kind.size, kind.whole_share) for _ in range(kind.count)]
-        return tuple(np.stack([item[j] for item in items]) for j in range(3))
+        return tuple(np.stack([item[j] for item in items]) for j in range(4))
 
     def _work(self) -> None:
         cv2.setNumThreads(1)

@@ -24,18 +24,18 @@ MAX_ACTIVATION = 127
 NUM_SCALES = 48
 SCALE_MIN = 0.05  # of the logistic distribution, in symbols
 SCALES_PER_OCTAVE = 5
-TABLES_PER_SCALE = 4  # fractional means 0, 1/4, 1/2, 3/4
 CDF_BITS = 16
 STEP_BITS, GAIN_BITS = 12, 8  # fixed-point bits of `step` (y per symbol) and `gain` (symbols per y)
 CONTEXT_BITS = 3  # activations count eighths of a latent unit
-MEAN_BITS = 4  # mean outputs count sixteenths of a latent unit
+MEAN_BITS = 4  # means count sixteenths: of a latent unit as outputs, then of a symbol
 SCALE_BITS = 4  # scale outputs count sixteenths of a table step
-CONTEXT_SHIFT = STEP_BITS - CONTEXT_BITS
-MEAN_SHIFT = MEAN_BITS + GAIN_BITS - 2
+CONTEXT_SHIFT = STEP_BITS + MEAN_BITS - CONTEXT_BITS
+MEAN_SHIFT = GAIN_BITS
+MIN_MEAN, MAX_MEAN = -32768 << MEAN_BITS, 32767 << MEAN_BITS  # in sixteenths of a symbol
 SCALE_SHIFT = SCALE_BITS
 NUM_PLANES = 5  # quality, row, column, height, width
 KNOTS = 9  # of the gains along the quality
-MAGIC = b"FSDEM\0\0\x02"
+MAGIC = b"FSDEM\0\0\x03"
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
@@ -46,6 +46,11 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
 def round_shift(value: Tensor, bits: int) -> Tensor:
     """Integer rounding division by 2^bits, half towards +infinity; `value` is an int64 tensor."""
     return value if bits == 0 else (value + (1 << (bits - 1))) >> bits
+
+
+def round_to_levels(scaled: Tensor) -> Tensor:
+    """A latent in symbols, rounded to sixteenths as an encoder does; straight-through."""
+    return straight_through(scaled, (scaled * 2.0**MEAN_BITS).round() * 2.0**-MEAN_BITS)
 
 
 class IntegerConv2d(nn.Module):
@@ -84,8 +89,18 @@ class IntegerConv2d(nn.Module):
         return straight_through(soft, hard).clamp(self.lo, self.hi)
 
 
-def hidden(cin: int, cout: int, kernel: int) -> IntegerConv2d:
-    return IntegerConv2d(cin, cout, kernel, shift=8 if kernel == 3 else 7, lo=0, hi=MAX_ACTIVATION)
+def hidden(cin: int, cout: int, kernel: int, shift: int = 0) -> IntegerConv2d:
+    shift = shift or (8 if kernel == 3 else 7)
+    return IntegerConv2d(cin, cout, kernel, shift=shift, lo=0, hi=MAX_ACTIVATION)
+
+
+def refinement(channels: int) -> IntegerConv2d:
+    """A 3x3 layer that starts close to the identity: 127 / 128 is the largest weight it has."""
+    layer = hidden(channels, channels, 3, shift=7)
+    with torch.no_grad():
+        layer.weight.mul_(0.05)
+        layer.weight[:, :, 1, 1] += torch.eye(channels)
+    return layer
 
 
 @dataclass
@@ -95,11 +110,11 @@ class EntropyConfig:
     num_s: int = 24
     num_z: int = 12
     num_y: int = 96
-    num_features: int = 48
-    group_sizes: list[int] = field(default_factory=lambda: [16, 80])
-    group_scans: list[int] = field(default_factory=lambda: [3, 1])  # passes of each group
+    num_features: int = 64
+    group_sizes: list[int] = field(default_factory=lambda: [1, 3, 12, 80])
+    group_scans: list[int] = field(default_factory=lambda: [3, 2, 2, 1])  # passes of each group
     hidden_z: int = 64
-    hidden_pass: int = 64
+    hidden_pass: int = 96
 
 
 class Gains(nn.Module):
@@ -122,17 +137,6 @@ class Gains(nn.Module):
         """Float log2 gains of qualities q [B], as [B, C] followed by `dims` axes of 1."""
         return self.all_q()[q].reshape(len(q), -1, *[1] * dims)
 
-    def step(self, q: Tensor, dims: int) -> Tensor:
-        """Latent units per symbol as the file's integers give them, shaped as `at`."""
-        log2_gain = self.at(q, dims)
-        hard = q_tables(log2_gain)[0].float() * 2.0**-STEP_BITS
-        return straight_through(torch.exp2(-log2_gain), hard)
-
-    def round(self, latent: Tensor, q: Tensor) -> Tensor:
-        """Symbols of a latent [B, C, ...], straight-through."""
-        scaled = latent / self.step(q, latent.ndim - 2)
-        return straight_through(scaled, scaled.round())
-
 
 def q_tables(log2_gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Integer step (Q12), gain (Q8) and index offset, int64, from float log2 gains."""
@@ -145,28 +149,90 @@ def q_tables(log2_gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass
 class Prediction:
-    """What the decoder knows of a symbol before it reads it.
+    """What the decoder knows of a symbol before it reads it; both straight-through integers.
 
     Attributes:
-      m4: mean in quarter symbols, k: scale index; both straight-through.
-      base, table: int64 indexes as the C++ computes them.
+      mean: in sixteenths of a symbol; scale: index of the table.
     """
 
-    m4: Tensor
-    k: Tensor
-    base: Tensor
-    table: Tensor
+    mean: Tensor
+    scale: Tensor
 
     @classmethod
     def of(cls, mean: Tensor, scale: Tensor, log2_gain: Tensor) -> Prediction:
         """From the integer outputs of a network: sixteenths of a latent unit, of an index."""
         _, gain, offset = q_tables(log2_gain)
-        m4_hard = round_shift(mean.detach().long() * gain, MEAN_SHIFT).clamp(-32768, 32767)
-        m4 = straight_through(mean * torch.exp2(log2_gain + (2 - MEAN_BITS)), m4_hard.float())
-        k_hard = round_shift(scale.detach().long() + offset, SCALE_SHIFT).clamp(0, NUM_SCALES - 1)
-        k_soft = scale / (1 << SCALE_BITS) + log2_gain * SCALES_PER_OCTAVE
-        k = straight_through(k_soft, k_hard.float())
-        return cls(m4, k, m4_hard >> 2, TABLES_PER_SCALE * k_hard + (m4_hard & 3))
+        mean_hard = round_shift(mean.detach().long() * gain, MEAN_SHIFT)
+        mean_hard = mean_hard.clamp(MIN_MEAN, MAX_MEAN)
+        scale_hard = round_shift(scale.detach().long() + offset, SCALE_SHIFT)
+        scale_hard = scale_hard.clamp(0, NUM_SCALES - 1)
+        scale_soft = scale / (1 << SCALE_BITS) + log2_gain * SCALES_PER_OCTAVE
+        return cls(
+            straight_through(mean * torch.exp2(log2_gain), mean_hard.float()),
+            straight_through(scale_soft, scale_hard.float()),
+        )
+
+
+@dataclass
+class Coded:
+    """A latent after coding, at all of its positions or, where masked, zero.
+
+    Attributes:
+      symbols: what the file holds: the distance from the predicted mean, rounded.
+      value: what the decoder then has, in symbols: symbols + mean.
+      bits: of each symbol.
+    """
+
+    prediction: Prediction
+    symbols: Tensor
+    value: Tensor
+    bits: Tensor
+
+    @classmethod
+    def of(cls, latent: Tensor, prediction: Prediction, *, given: bool, noisy: bool) -> Coded:
+        """
+        Args:
+          latent: in symbols, unrounded; or the symbols themselves where `given`.
+          noisy: take the gradient of the rate towards the latent and the mean at uniform noise
+            instead of the rounding (Balle et al., ICLR 2017): a symbol of zero has no gradient
+            otherwise. The value is that of the rounding.
+        """
+        mean = prediction.mean * 2.0**-MEAN_BITS
+        residual = latent if given else latent - mean
+        symbols = straight_through(residual, torch.floor(residual + 0.5))
+        bits = symbol_bits(symbols.detach() if noisy else symbols, prediction.scale)
+        if noisy:
+            noise = torch.rand_like(residual) - 0.5
+            soft = symbol_bits(residual + noise, prediction.scale.detach())
+            bits = straight_through(bits + soft, bits)
+        return cls(prediction, symbols, symbols + mean, bits)
+
+    def on(self, lattice: Tensor) -> Coded:
+        """The same, zero where `lattice` is 0."""
+        p = Prediction(self.prediction.mean * lattice, self.prediction.scale * lattice)
+        return Coded(p, self.symbols * lattice, self.value * lattice, self.bits * lattice)
+
+    def __add__(self, other: Coded) -> Coded:
+        p, o = self.prediction, other.prediction
+        return Coded(
+            Prediction(p.mean + o.mean, p.scale + o.scale),
+            self.symbols + other.symbols,
+            self.value + other.value,
+            self.bits + other.bits,
+        )
+
+    @staticmethod
+    def cat(parts: list[Coded]) -> Coded:
+        """Joined along the channels."""
+        return Coded(
+            Prediction(
+                torch.cat([p.prediction.mean for p in parts], 1),
+                torch.cat([p.prediction.scale for p in parts], 1),
+            ),
+            torch.cat([p.symbols for p in parts], 1),
+            torch.cat([p.value for p in parts], 1),
+            torch.cat([p.bits for p in parts], 1),
+        )
 
 
 def output(cin: int, channels: int) -> IntegerConv2d:
@@ -207,38 +273,43 @@ class EntropyModel(nn.Module):
             ]
         )
         self.h_s_z = nn.Sequential(hidden(c.num_z + c.num_s, c.hidden_z, 3))
-        self.h_s_y = nn.Sequential(hidden(c.hidden_z + NUM_PLANES, c.num_features, 3))
+        self.h_s_y = nn.Sequential(
+            hidden(c.hidden_z + NUM_PLANES, c.num_features, 3), refinement(c.num_features)
+        )
         passes = []
         done = 0
         for size, scan in zip(c.group_sizes, c.group_scans, strict=True):
             for step in range(scan):
                 cin = c.num_features + done + (size if step else 0)
                 passes.append(
-                    nn.Sequential(hidden(cin, c.hidden_pass, 3), output(c.hidden_pass, size))
+                    nn.Sequential(
+                        hidden(cin, c.hidden_pass, 3),
+                        refinement(c.hidden_pass),
+                        output(c.hidden_pass, size),
+                    )
                 )
             done += size
         self.passes = nn.ModuleList(passes)
 
     # -- network ---------------------------------------------------------------------------------
     @staticmethod
-    def context(symbols: Tensor, log2_gain: Tensor) -> Tensor:
-        """Dequantised symbols in eighths of a latent unit, as the networks see them."""
-        step = q_tables(log2_gain)[0]
-        hard = round_shift(symbols.detach().long() * step, CONTEXT_SHIFT)
-        soft = symbols * torch.exp2(-log2_gain.detach() + CONTEXT_BITS)
-        return straight_through(soft, hard.float()).clamp(-MAX_ACTIVATION, MAX_ACTIVATION)
+    def step(log2_gain: Tensor) -> Tensor:
+        """Latent units per symbol as the file's integers give them, straight-through."""
+        hard = q_tables(log2_gain)[0].float() * 2.0**-STEP_BITS
+        return straight_through(torch.exp2(-log2_gain), hard)
 
-    def z_parameters(self, s_context: Tensor, z: Tensor, q: Tensor, hy: int, wy: int) -> Prediction:
-        """Predictions of z [B, Cz, hz, wz] in its two checkerboard passes."""
-        hz, wz = z.shape[2:]
-        log2_gain = self.z_gains.at(q, 2)
-        known = self.z_known(s_context, q, hy, wy, hz, wz)
-        even, odd = lattices(2, hz, wz)
-        ctx = self.context(z, log2_gain) * even
-        first = self.z_passes[0](known)
-        second = self.z_passes[1](torch.cat([known, ctx], 1))
-        mean, scale = (first * even + second * odd).chunk(2, 1)
-        return Prediction.of(mean, scale, log2_gain)
+    def dequantise(self, coded: Coded, gains: Gains, q: Tensor) -> Tensor:
+        """Decoded values of a latent, in its own units."""
+        return coded.value * self.step(gains.at(q, coded.value.ndim - 2))
+
+    @staticmethod
+    def context(value: Tensor, log2_gain: Tensor) -> Tensor:
+        """Decoded values, in symbols, in eighths of a latent unit, as the networks see them."""
+        step = q_tables(log2_gain)[0]
+        sixteenths = (value.detach() * 2**MEAN_BITS).round().long()
+        hard = round_shift(sixteenths * step, CONTEXT_SHIFT)
+        soft = value * torch.exp2(-log2_gain.detach() + CONTEXT_BITS)
+        return straight_through(soft, hard.float()).clamp(-MAX_ACTIVATION, MAX_ACTIVATION)
 
     @staticmethod
     def z_known(s_context: Tensor, q: Tensor, hy: int, wy: int, hz: int, wz: int) -> Tensor:
@@ -246,41 +317,62 @@ class EntropyModel(nn.Module):
         semantics = s_context[:, :, None, None].expand(-1, -1, hz, wz)
         return torch.cat([constant_planes(q, hy, wy, hz, wz), semantics], 1)
 
-    def features(self, s_context: Tensor, z: Tensor, q: Tensor, hy: int, wy: int) -> Tensor:
-        """Integer features [B, F, hy, wy] from z symbols [B, Cz, hz, wz] and q [B]."""
-        a = self.context(z, self.z_gains.at(q, 2))
-        s_planes = s_context[:, :, None, None].expand(-1, -1, *z.shape[2:])
-        u = self.h_s_z(torch.cat([a, s_planes], 1))
-        u = u.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :hy, :wy]
+    def features(self, s_context: Tensor, z_context: Tensor, q: Tensor, hy: int, wy: int) -> Tensor:
+        """Integer features [B, F, hy, wy] from contexts of s [B, S] and z [B, Cz, hz, wz]."""
+        s_planes = s_context[:, :, None, None].expand(-1, -1, *z_context.shape[2:])
+        u = self.h_s_z(torch.cat([z_context, s_planes], 1))
+        u = enlarge(u, hy, wy)
         return self.h_s_y(torch.cat([u, constant_planes(q, hy, wy, hy, wy)], 1))
 
-    def y_parameters(self, s: Tensor, z: Tensor, y: Tensor, q: Tensor) -> Prediction:
-        """What the decoder would predict for every y symbol, all passes together.
+    def code(
+        self, s: Tensor, z: Tensor, y: Tensor, q: Tensor, *, given: bool = False
+    ) -> tuple[Coded, Coded, Coded]:
+        """s, z and y as the file carries them and the decoder gets them, pass by pass.
 
         Args:
-          s, z, y: integer symbols in float32 (with gradients), [B, S], [B, Cz, hz, wz] and
-            [B, Cy, hy, wy].
+          s, z, y: latents [B, S], [B, Cz, hz, wz] and [B, Cy, hy, wy], float32; or, where `given`,
+            their symbols.
           q: int64 [B], quality in quarter steps.
         """
-        hy, wy = y.shape[2:]
-        log2_gain = self.y_gains.at(q, 2)
-        f = self.features(self.context(s, self.s_gains.at(q, 0)), z, q, hy, wy)
-        ctx = self.context(y, log2_gain)
-        means, scales = [], []
+        noisy = self.training and not given
+        s_gain, z_gain, y_gain = (
+            g.at(q, v.ndim - 2)
+            for g, v in ((self.s_gains, s), (self.z_gains, z), (self.y_gains, y))
+        )
+        if not given:
+            s, z, y = (
+                round_to_levels(v / self.step(g))
+                for v, g in ((s, s_gain), (z, z_gain), (y, y_gain))
+            )
+
+        def take(latent: Tensor, net_output: Tensor, gain: Tensor) -> Coded:
+            mean, scale = net_output.chunk(2, 1)
+            return Coded.of(latent, Prediction.of(mean, scale, gain), given=given, noisy=noisy)
+
+        s_coded = take(s, self.s_output().expand(len(q), -1), s_gain)
+        s_context = self.context(s_coded.value, s_gain)
+
+        known = self.z_known(s_context, q, *y.shape[2:], *z.shape[2:])
+        even, odd = lattices(2, *z.shape[2:])
+        z_coded = take(z, self.z_passes[0](known), z_gain).on(even)
+        known = torch.cat([known, self.context(z_coded.value, z_gain)], 1)
+        z_coded = z_coded + take(z, self.z_passes[1](known), z_gain).on(odd)
+
+        known = self.features(s_context, self.context(z_coded.value, z_gain), q, *y.shape[2:])
+        groups = []
         passes = iter(self.passes)
         done = 0
         for size, scan in zip(self.config.group_sizes, self.config.group_scans, strict=True):
-            known = [f, ctx[:, :done]]
-            coded = torch.zeros(1, 1, hy, wy)
-            total = torch.zeros(())
-            for step, lattice in enumerate(lattices(scan, hy, wy)):
-                group = [ctx[:, done : done + size] * coded] if step else []
-                total = total + next(passes)(torch.cat([*known, *group], 1)) * lattice
-                coded = coded + lattice
-            means.append(total[:, :size])
-            scales.append(total[:, size:])
+            latent, gain = y[:, done : done + size], y_gain[:, done : done + size]
+            first, *later = lattices(scan, *y.shape[2:])
+            group = take(latent, next(passes)(known), gain).on(first)
+            for lattice in later:
+                seen = torch.cat([known, self.context(group.value, gain)], 1)
+                group = group + take(latent, next(passes)(seen), gain).on(lattice)
+            known = torch.cat([known, self.context(group.value, gain)], 1)
+            groups.append(group)
             done += size
-        return Prediction.of(torch.cat(means, 1), torch.cat(scales, 1), log2_gain)
+        return s_coded, z_coded, Coded.cat(groups)
 
     def y_masks(self, hy: int, wy: int) -> list[Tensor]:
         """Which symbols each pass codes, float [1, Cy, hy, wy]."""
@@ -298,25 +390,15 @@ class EntropyModel(nn.Module):
         """Mean and scale of s [S] in sixteenths, within what the file holds, not yet rounded."""
         return self.s_mean.clamp(-2047, 2047), self.s_scale.clamp(-2047, 2047)
 
-    def s_parameters(self, q: Tensor) -> Prediction:
-        """Static predictions of s, [B, S]."""
-        mean, scale = (straight_through(p, p.round()) for p in self.s_prior())
-        count = len(q)
-        return Prediction.of(mean.expand(count, -1), scale.expand(count, -1), self.s_gains.at(q, 0))
+    def s_output(self) -> Tensor:
+        """The static prediction of s as a network's output, [1, 2 S], straight-through."""
+        return torch.cat([straight_through(p, p.round()) for p in self.s_prior()])[None]
 
-    def bits(self, s: Tensor, z: Tensor, y: Tensor, q: Tensor) -> dict[str, Tensor]:
-        """Bits of each part per image [B]: s, z, y0, y1, ...; the symbols are float32 integers."""
-        hy, wy = y.shape[2:]
-        ps = self.s_parameters(q)
-        pz = self.z_parameters(self.context(s, self.s_gains.at(q, 0)), z, q, hy, wy)
-        py = self.y_parameters(s, z, y, q)
-        y_bits = symbol_bits(y, py.m4, py.k)
-        parts = {
-            "s": symbol_bits(s, ps.m4, ps.k).sum(1),
-            "z": symbol_bits(z, pz.m4, pz.k).sum((1, 2, 3)),
-        }
-        for p, mask in enumerate(self.y_masks(hy, wy)):
-            parts[f"y{p}"] = (y_bits * mask).sum((1, 2, 3))
+    def bits(self, s: Coded, z: Coded, y: Coded) -> dict[str, Tensor]:
+        """Bits of each part per image [B]: s, z, y0, y1, ..."""
+        parts = {"s": s.bits.sum(1), "z": z.bits.sum((1, 2, 3))}
+        for p, mask in enumerate(self.y_masks(*y.bits.shape[2:])):
+            parts[f"y{p}"] = (y.bits * mask).sum((1, 2, 3))
         return parts
 
 
@@ -350,10 +432,15 @@ def constant_planes(q: Tensor, hy: int, wy: int, rows: int, columns: int) -> Ten
     return torch.cat(planes, 1).float()
 
 
-def symbol_bits(v: Tensor, m4: Tensor, k: Tensor) -> Tensor:
-    """-log2 of the discretised logistic pmf at integer v; mean m4 / 4, scale index k."""
+def enlarge(x: Tensor, hy: int, wy: int) -> Tensor:
+    """Values at z's positions, [B, C, hz, wz], repeated at those of y, [B, C, hy, wy]."""
+    return x.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :hy, :wy]
+
+
+def symbol_bits(v: Tensor, k: Tensor) -> Tensor:
+    """-log2 of the discretised logistic pmf at v, an integer or not; mean 0, scale index k."""
     inv_scale = torch.exp2(-k / SCALES_PER_OCTAVE) * (1.0 / SCALE_MIN)
-    d = (v - m4 * 0.25).abs()
+    d = v.abs()
     upper, lower = (0.5 - d) * inv_scale, (-0.5 - d) * inv_scale
     # sigmoid(upper) - sigmoid(lower), both evaluated in the lower tail for accuracy; the bound
     # keeps gradients finite far from the mean, where the file uses an escape code of some 20 bits
@@ -362,8 +449,8 @@ def symbol_bits(v: Tensor, m4: Tensor, k: Tensor) -> Tensor:
 
 
 # -- the file ------------------------------------------------------------------------------------
-def logistic_table(scale: float, mean: float) -> tuple[int, list[int]]:
-    """Integer frequencies of a discretised logistic and the escape; they sum to 2^16.
+def logistic_table(scale: float) -> tuple[int, list[int]]:
+    """Integer frequencies of a discretised logistic around 0 and the escape; they sum to 2^16.
 
     Returns:
       (offset, freq): smallest regular symbol, frequencies of the regular symbols and of the escape.
@@ -371,15 +458,14 @@ def logistic_table(scale: float, mean: float) -> tuple[int, list[int]]:
     total = 1 << CDF_BITS
     tail = 2.0**-14  # mass left to the escape on each side, about
     reach = min(500, max(1, math.ceil(scale * math.log(1 / tail))))
-    offset, n = -reach + math.floor(mean), 2 * reach + 1 + (1 if mean > 0 else 0)
-    edges = (np.arange(n + 1) + offset - 0.5 - mean) / scale
+    edges = (np.arange(2 * reach + 2) - reach - 0.5) / scale
     cdf = 0.5 * (1 + np.tanh(edges / 2))
     pmf = np.append(np.diff(cdf), 1.0 - (cdf[-1] - cdf[0]))
     freq = np.maximum(1, np.floor(pmf * total)).astype(np.int64)
     freq[int(np.argmax(freq))] += total - int(freq.sum())
     if freq.min() < 1 or freq.max() > 65535 or freq.sum() != total:
-        raise ValueError(f"no valid table for scale {scale}, mean {mean}")
-    return offset, [int(f) for f in freq]
+        raise ValueError(f"no valid table for scale {scale}")
+    return -reach, [int(f) for f in freq]
 
 
 def scale_of_index(k: int) -> float:
@@ -400,11 +486,10 @@ def serialize(model: EntropyModel) -> bytes:
         out += struct.pack("<HB", size, scan)
     out += struct.pack("<2H", NUM_Q, NUM_SCALES)
     out += struct.pack("<3B", CONTEXT_SHIFT, MEAN_SHIFT, SCALE_SHIFT)
-    out += struct.pack("<I", NUM_SCALES * TABLES_PER_SCALE)
+    out += struct.pack("<I", NUM_SCALES)
     for k in range(NUM_SCALES):
-        for frac in range(TABLES_PER_SCALE):
-            offset, freq = logistic_table(scale_of_index(k), frac / TABLES_PER_SCALE)
-            out += struct.pack(f"<hH{len(freq)}H", offset, len(freq) - 1, *freq)
+        offset, freq = logistic_table(scale_of_index(k))
+        out += struct.pack(f"<hH{len(freq)}H", offset, len(freq) - 1, *freq)
     with torch.no_grad():
         for values in model.s_prior():
             out += values.round().numpy().astype("<i2").tobytes()

@@ -147,10 +147,8 @@ class IdentityLoss(nn.Module):
             embedding, *features = self.net((chip - 127.5) / 128.0, IDENTITY_TAPS)
         return F.normalize(embedding.float(), dim=1), features
 
-    def forward(
-        self, image: Tensor, original: Tensor, theta: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, cosine distance [B] and the originals' embeddings [B, 128].
+    def forward(self, image: Tensor, original: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and cosine distance, [B] each.
 
         `theta` [B, 2, 3] from `sampling_theta`; jittered here.
         """
@@ -160,4 +158,4 @@ class IdentityLoss(nn.Module):
         embedding, features = self.embed(image, theta)
         distance = 1 - (embedding * reference).sum(1)
         loss = distance + self.feature_weight * feature_distance(features, reference_features)
-        return loss, distance, reference
+        return loss, distance

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.integer_entropy import NUM_Q, EntropyConfig, EntropyModel
+from export.integer_entropy import NUM_Q, Coded, EntropyConfig, EntropyModel, enlarge
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -104,7 +104,11 @@ def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
 
 @dataclass
 class ModelConfig:
-    """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16."""
+    """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16.
+
+    gated, semantics: False for ablations (`export/ablate.py`): one plain convolution over all
+    bands in place of gated branches; s is always zero.
+    """
 
     w4: int = 64
     w8: int = 128
@@ -112,6 +116,8 @@ class ModelConfig:
     encoder_blocks: tuple[int, int, int] = (2, 2, 2)
     decoder_blocks: tuple[int, int, int] = (2, 3, 4)
     conditions: int = 64
+    gated: bool = True
+    semantics: bool = True
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
 
 
@@ -128,9 +134,13 @@ class Analysis(nn.Module):
         super().__init__()
         c, e = config, config.entropy
         self.register_buffer("scale", band_scale(), persistent=False)
-        self.low = conv(LOW, c.w4 // 2, 3)
-        self.high = conv(NUM_BANDS - LOW, c.w4, 3)
-        self.gate = nn.Sequential(conv(9, 32, 1), nn.ReLU(), conv(32, c.w4, 1))
+        self.gated, self.has_semantics = c.gated, c.semantics
+        if c.gated:
+            self.low = conv(LOW, c.w4 // 2, 3)
+            self.high = conv(NUM_BANDS - LOW, c.w4, 3)
+            self.gate = nn.Sequential(conv(9, 32, 1), nn.ReLU(), conv(32, c.w4, 1))
+        else:
+            self.plain = conv(NUM_BANDS, c.w4 // 2 + c.w4, 3)
         self.fuse = conv(c.w4 + c.w4 // 2, c.w4, 1)
         n4, n8, n16 = c.encoder_blocks
         self.b4 = nn.Sequential(*(ResidualBlock(c.w4) for _ in range(n4)))
@@ -160,21 +170,27 @@ class Analysis(nn.Module):
     def forward(self, bands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = bands / self.scale
         low, high = x[:, :LOW], x[:, LOW:]
-        energy = F.avg_pool2d(x[:, LOW : LOW + 9].abs(), 3, 1, 1)
-        h = F.relu(self.high(high)) * torch.sigmoid(self.gate(energy))
-        h = self.fuse(torch.cat([F.relu(self.low(low)), h], 1))
+        if self.gated:
+            energy = F.avg_pool2d(x[:, LOW : LOW + 9].abs(), 3, 1, 1)
+            h = F.relu(self.high(high)) * torch.sigmoid(self.gate(energy))
+            h = self.fuse(torch.cat([F.relu(self.low(low)), h], 1))
+        else:
+            h = self.fuse(F.relu(self.plain(x)))
         h = self.b8(self.down8(self.b4(h)))
         h = F.relu(self.b16(self.down16(h)))
         s = self.to_s(self.semantics(low).mean((2, 3)))
+        if not self.has_semantics:
+            s = 0 * s
         return self.to_y(h), self.h_a(h), s
 
 
 class Student(nn.Module):
-    """One-step student: visual prompt y_hat, semantics s_hat, noise and realism -> bands.
+    """One-step student: visual prompt, semantics s_hat, noise and realism -> bands.
 
-    Args of forward: y_hat [B, Cy, h, w]; s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled
-    inside by realism, so that realism 0 is deterministic: the posterior mean); realism [B] in
-    [0, 1]; quality [B] in [0, 1], how finely y was quantised. Frequency-domain modulation: s,
+    Args of forward: prompt [B, Cy + Cz, h, w], y_hat and, repeated at its positions, z_hat;
+    s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled inside by realism, so that realism 0 is
+    deterministic: the posterior mean); realism [B] in [0, 1]; quality [B] in [0, 1], how finely y
+    was quantised. Frequency-domain modulation: s,
     realism and quality give separate scales and shifts to the low and to the high bands.
     """
 
@@ -190,7 +206,7 @@ class Student(nn.Module):
             nn.Linear(c.conditions, c.conditions),
             nn.ReLU(),
         )
-        self.prompt = conv(e.num_y, c.w16, 3)
+        self.prompt = conv(e.num_y + e.num_z, c.w16, 3)
         n4, n8, n16 = c.decoder_blocks
         self.b16 = nn.ModuleList(ResidualBlock(c.w16, c.conditions) for _ in range(n16))
         self.up8 = conv(c.w16, 4 * c.w8, 1)
@@ -208,12 +224,12 @@ class Student(nn.Module):
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
 
     def forward(
-        self, y_hat: Tensor, s_hat: Tensor, noise: Tensor, realism: Tensor, quality: Tensor
+        self, prompt: Tensor, s_hat: Tensor, noise: Tensor, realism: Tensor, quality: Tensor
     ) -> Tensor:
         dials = torch.stack([realism, quality], 1)
         condition = self.condition(torch.cat([s_hat / 4, dials], 1))
         x_sigma = noise * realism[:, None, None, None]
-        h = self.prompt(y_hat)
+        h = self.prompt(prompt)
         for block in self.b16:
             h = block(h, condition)
         h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_sigma)
@@ -239,22 +255,22 @@ class Codec(nn.Module):
         self.g_s = Student(self.config)
         self.entropy = EntropyModel(self.config.entropy)
 
-    def symbols(
-        self, bands: Tensor, q: Tensor, *, bf16: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Symbols (s, z, y) of bands [B, 48, H/4, W/4] at qualities q [B], straight-through."""
+    def latents(self, bands: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(s, z, y) of bands [B, 48, H/4, W/4], float32, unrounded."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             y, z, s = self.g_a(bands.contiguous(memory_format=torch.channels_last))
+        return s.float(), z.float(), y.float()
+
+    def decoded(self, coded: tuple[Coded, Coded, Coded], q: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompt [B, Cy + Cz, h, w] and s_hat [B, S] of coded s, z, y."""
         e = self.entropy
-        return (
-            e.s_gains.round(s.float(), q),
-            e.z_gains.round(z.float(), q),
-            e.y_gains.round(y.float(), q),
-        )
+        gains = (e.s_gains, e.z_gains, e.y_gains)
+        s, z, y = (e.dequantise(c, g, q) for c, g in zip(coded, gains, strict=True))
+        return torch.cat([y, enlarge(z, *y.shape[2:])], 1), s
 
     def forward(
         self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The bands of one image through the whole codec, differentiably.
 
         The transform is orthonormal: squared errors may be taken on the bands.
@@ -264,22 +280,20 @@ class Codec(nn.Module):
           q: int64 [B], quarter steps.
           realism: [B]; noise: [B, 48, H/4, W/4].
         Returns:
-          Decoded bands, [B, 48, H/4, W/4], the bits [B] of each part, and s_hat [B, S].
+          Decoded bands, [B, 48, H/4, W/4], and the bits [B] of each part.
         """
-        s_sym, z_sym, y_sym = self.symbols(bands, q, bf16=bf16)
         e = self.entropy
-        bits = e.bits(s_sym, z_sym, y_sym, q)
-        y_hat = y_sym * e.y_gains.step(q, 2)
-        s_hat = s_sym * e.s_gains.step(q, 0)
+        coded = e.code(*self.latents(bands, bf16=bf16), q)
+        prompt, s_hat = self.decoded(coded, q)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             out = self.g_s(
-                y_hat.contiguous(memory_format=torch.channels_last),
+                prompt.contiguous(memory_format=torch.channels_last),
                 s_hat,
                 noise,
                 realism,
                 q.float() / (NUM_Q - 1),
             )
-        return out, bits, s_hat
+        return out, e.bits(*coded)
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)

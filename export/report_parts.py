@@ -3,23 +3,24 @@
     python -m export.report_parts CHECKPOINT --data FACES
 
 For each quality: mean bytes of header, s, z and the passes of y over some `val` faces at 256x256,
-and how much more the same symbols would cost under poorer predictions of the same model:
-later passes of a group predicted as if they were its first; z without s; y without z and s; later
-channel groups without the first. The networks were trained with what is taken away here,
-so that the last three are upper bounds of what a part buys (an ablation trained anew tells
-what it is worth). Prints Markdown.
+and how much more a part would cost if what its networks see of something were taken away: later
+passes of a group predicted by the network of its first one; z without s; y without z and s; later
+channel groups without the first. The networks were trained with what is taken away here, so that
+the last three are upper bounds of what a part buys (an ablation trained anew tells what it is
+worth). Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from export.data import Face, read_index, read_square
-from export.integer_entropy import EntropyModel, Prediction, lattices, symbol_bits
+from export.integer_entropy import NUM_PLANES, EntropyModel, IntegerConv2d
 from export.networks import Codec, split_bands
 from export.to_onnx import load_codec
 
@@ -27,38 +28,50 @@ HEADER_BYTES = 12
 SIZE = 256
 
 
-def without_neighbours(
-    model: EntropyModel, s: Tensor, z: Tensor, y: Tensor, q: Tensor
-) -> dict[str, float]:
-    """Bits of z and of each later pass of y, predicted by the first pass of their group."""
-    hy, wy = y.shape[2:]
-    s_context = model.context(s, model.s_gains.at(q, 0))
-    known = model.z_known(s_context, q, hy, wy, *z.shape[2:])
-    mean, scale = model.z_passes[0](known).chunk(2, 1)
-    p = Prediction.of(mean, scale, model.z_gains.at(q, 2))
-    found = {"z": float(symbol_bits(z, p.m4, p.k).sum())}
-    f = model.features(s_context, z, q, hy, wy)
-    gains = model.y_gains.at(q, 2)
-    ctx = model.context(y, gains)
-    done = number = 0
-    for size, scan in zip(model.config.group_sizes, model.config.group_scans, strict=True):
-        group = slice(done, done + size)
-        out = model.passes[number](torch.cat([f, ctx[:, :done]], 1))
-        mean, scale = out.chunk(2, 1)
-        p = Prediction.of(mean, scale, gains[:, group])
-        bits = symbol_bits(y[:, group], p.m4, p.k)
-        for step, lattice in enumerate(lattices(scan, hy, wy)):
-            if step:
-                found[f"y{number}"] = float((bits * lattice).sum())
-            number += 1
-        done += size
+def poorer_models(model: EntropyModel) -> dict[str, tuple[EntropyModel, list[str]]]:
+    """What is taken away -> a copy of the model that does without it, and the parts to compare."""
+    c = model.config
+    found = {}
+
+    def poorer(name: str, parts: list[str]) -> EntropyModel:
+        found[name] = (copy.deepcopy(model), parts)
+        return found[name][0]
+
+    names = [f"y{p}" for p in range(len(model.passes))]
+    blind = poorer("z by its neighbours", ["z"])
+    first(blind.z_passes[1]).weight[:, NUM_PLANES + c.num_s :] = 0
+    number = 0
+    for size, scan in zip(c.group_sizes, c.group_scans, strict=True):
+        for step in range(1, scan):
+            blind = poorer(f"{names[number + step]} by its neighbours", [names[number + step]])
+            start = copy.deepcopy(model.passes[number])
+            weight = first(start).weight
+            padding = weight.new_zeros(weight.shape[0], size, *weight.shape[2:])
+            first(start).weight = nn.Parameter(torch.cat([weight, padding], 1))
+            blind.passes[number + step] = start
+        number += scan
+    blind = poorer("z by s", ["z"])
+    for net in blind.z_passes:
+        first(net).weight[:, NUM_PLANES : NUM_PLANES + c.num_s] = 0
+    blind = poorer("y by z and s", names)
+    first(blind.h_s_z).weight.zero_()
+    blind = poorer("later groups by the first", names[c.group_scans[0] :])
+    for net in blind.passes[c.group_scans[0] :]:
+        first(net).weight[:, c.num_features : c.num_features + c.group_sizes[0]] = 0
     return found
+
+
+def first(net: nn.Module) -> IntegerConv2d:
+    layer = next(net.children())
+    assert isinstance(layer, IntegerConv2d)
+    return layer
 
 
 @torch.no_grad()
 def report(codec: Codec, faces: list[Face], qualities: list[float]) -> list[dict[str, str]]:
     """One row per quality; all figures are mean bytes."""
     e = codec.entropy
+    poorer = poorer_models(e)
     rows = []
     for quality in qualities:
         q = torch.tensor([round(4 * quality)])
@@ -68,24 +81,13 @@ def report(codec: Codec, faces: list[Face], qualities: list[float]) -> list[dict
             sums[name] = sums.get(name, 0.0) + bits / 8 / len(faces)
 
         for face in faces:
-            bands = split_bands(torch.from_numpy(read_square(face, SIZE)))
-            s, z, y = codec.symbols(bands, q)
-            parts = {name: float(bits) for name, bits in e.bits(s, z, y, q).items()}
+            latents = codec.latents(split_bands(torch.from_numpy(read_square(face, SIZE))))
+            parts = {name: float(bits) for name, bits in e.bits(*e.code(*latents, q)).items()}
             for name, bits in parts.items():
                 add(name, bits)
-            for name, bits in without_neighbours(e, s, z, y, q).items():
-                add(f"{name} by its neighbours", bits - parts[name])
-            mute = torch.zeros_like(s)
-            add("z by s", float(e.bits(mute, z, y, q)["z"]) - parts["z"])
-            without = e.bits(mute, torch.zeros_like(z), y, q)
-            y_bits = sum(bits for name, bits in parts.items() if name.startswith("y"))
-            poorer = sum(float(b) for name, b in without.items() if name.startswith("y"))
-            add("y by z and s", poorer - y_bits)
-            first = torch.zeros_like(y[:, : e.config.group_sizes[0]])
-            blind = torch.cat([first, y[:, e.config.group_sizes[0] :]], 1)
-            later = [f"y{p}" for p in range(e.config.group_scans[0], len(e.passes))]
-            poor = e.bits(s, z, blind, q)
-            add("later groups by the first", sum(float(poor[n]) - parts[n] for n in later))
+            for name, (model, compared) in poorer.items():
+                poor = model.bits(*model.code(*latents, q))
+                add(name, sum(float(poor[part]) - parts[part] for part in compared))
         size = HEADER_BYTES + sum(
             sums[n] for n in ("s", "z", *(f"y{p}" for p in range(len(e.passes))))
         )

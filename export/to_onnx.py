@@ -82,7 +82,13 @@ def export_graph(
 
 
 def export_model(
-    codec: Codec, folder: Path, record: dict[str, Any], *, name: str, min_quality: float
+    codec: Codec,
+    folder: Path,
+    record: dict[str, Any],
+    *,
+    name: str,
+    min_quality: float,
+    per_octave: float = 0.0,
 ) -> dict[str, Any]:
     """Write the model directory; returns the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -98,14 +104,14 @@ def export_model(
     export_graph(
         codec.g_s,
         {
-            "y_hat": torch.zeros(1, e.num_y, 16, 16),
+            "prompt": torch.zeros(1, e.num_y + e.num_z, 16, 16),
             "s_hat": torch.zeros(1, e.num_s),
             "noise": torch.zeros(1, NUM_BANDS, 64, 64),
             "realism": torch.ones(1),
             "quality": torch.ones(1),
         },
         ["bands"],
-        {"y_hat": {2: "hy", 3: "wy"}, "noise": spatial, "bands": spatial},
+        {"prompt": {2: "hy", 3: "wy"}, "noise": spatial, "bands": spatial},
         folder / "synthesis.onnx",
     )
     (folder / "entropy_model.bin").write_bytes(serialize(codec.entropy))
@@ -122,6 +128,7 @@ def export_model(
         "num_z": e.num_z,
         "num_s": e.num_s,
         "min_quality_before_downscale": min_quality,
+        "min_quality_per_octave": per_octave,
         "files": files,
         "training": record,
     }
@@ -135,11 +142,17 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--name", default="edge")
     parser.add_argument("--min-quality", type=float, default=0.0)
+    parser.add_argument("--per-octave", type=float, default=0.0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     codec, record = load_codec(args.checkpoint)
     manifest = export_model(
-        codec, args.folder, record, name=args.name, min_quality=args.min_quality
+        codec,
+        args.folder,
+        record,
+        name=args.name,
+        min_quality=args.min_quality,
+        per_octave=args.per_octave,
     )
     sizes = {f: (args.folder / f).stat().st_size for f in manifest["files"]}
     print(f"model {manifest['model_id']}: {sizes}")

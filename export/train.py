@@ -4,13 +4,14 @@
 
 The schedule follows training time, not steps: a run that is stopped and started again goes on
 where its last checkpoint stood, with its learning rate. `RUN/curve.tsv` is the log,
-`RUN/checkpoint.pt` the state.
+`RUN/checkpoint.pt` the state, `RUN/best.pt` the state that did best on `val` so far.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import time
@@ -37,26 +38,29 @@ class Settings:
     """Everything that shapes a run besides its length; stored in the checkpoint."""
 
     seed: int = 1
-    muon_lr: float = 0.008
+    muon_lr: float = 0.003
     muon_decay: float = 0.1
-    adam_lr: float = 7e-4
+    adam_lr: float = 4e-4
     batch_128: int = 48
     batch_256: int = 12
     # share of the batches that are whole faces at 256, at the start and at the end
     large_share: tuple[float, float] = (0.3, 0.75)
     perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
     decay_from: float = 0.35
-    sharp_share: float = 0.25  # of the batch that is decoded with realism > 0
+    sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
-    lambda_min: float = 4e-6
-    lambda_max: float = 0.06
+    lambda_min: float = 1.5e-5
+    lambda_max: float = 0.35
+    # of the squared error far from the landmarks of the face, and what is added at them
+    face_weight: tuple[float, float] = (0.75, 1.5)
     perceptual_weight: float = 0.05
-    identity_weight: float = 0.25
-    probe_weight: float = 0.05  # of the semantic probe; it falls to zero at half of the time
-    ema: float = 0.999
+    identity_weight: float = 0.4
+    ema: float = 0.998
 
 
 REFERENCE_LAMBDA = 8e-4
+BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
+VALIDATE_SIZE = 256
 VALIDATE_Q = (20, 60, 90, 125, 190, 252)
 
 
@@ -113,26 +117,6 @@ def split_parameters(model: Codec) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-class SemanticProbe(nn.Module):
-    """Reads framing and identity from s_hat, in training only.
-
-    Without it `s` starts as noise that the decoder learns to ignore, the rate term then closes it,
-    and it never opens again (experiments of 0.1.0: 0.2 bytes of 600).
-    """
-
-    def __init__(self, num_s: int, embedding: int = 128) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(num_s, 128)
-        self.framing = nn.Linear(128, 6)
-        self.identity = nn.Linear(128, embedding)
-
-    def forward(self, s_hat: Tensor, theta: Tensor, embedding: Tensor) -> Tensor:
-        """Loss per image [B] from s_hat [B, S], chip transform [B, 2, 3] and embedding [B, E]."""
-        h = torch.relu(self.hidden(s_hat))
-        framing = (self.framing(h) - theta.flatten(1)).square().mean(1)
-        return framing + 1 - nn.functional.cosine_similarity(self.identity(h), embedding)
-
-
 class Trainer:
     def __init__(self, args: argparse.Namespace, settings: Settings) -> None:
         self.args, self.settings = args, settings
@@ -140,6 +124,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(settings.seed)
         self.elapsed, self.step, self.images = 0.0, 0, 0
+        self.best = math.inf  # loss on val
         self.model = Codec()
         state = self._load()
         if state:
@@ -148,15 +133,12 @@ class Trainer:
             self.model = codec_from_dict(state["config"])
             self.model.load_state_dict(state["model"])
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
+            self.best = state.get("best", math.inf)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fresh = True  # the optimisers start without a state, and want a warm-up
-        self.probe = SemanticProbe(self.model.config.entropy.num_s)
-        if state and "probe" in state:
-            self.probe.load_state_dict(state["probe"])
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
         groups = split_parameters(self.model)
         self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
-        groups["other"] += self.probe.parameters()
         self.adam = torch.optim.AdamW(
             [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
         )
@@ -182,22 +164,22 @@ class Trainer:
                 return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
         return None
 
-    def save(self) -> None:
+    def save(self, name: str = "checkpoint.pt") -> None:
         state = {
             "config": self.model.config_dict(),
             "settings": asdict(self.settings),
             "model": self.model.state_dict(),
             "ema": self.ema,
-            "probe": self.probe.state_dict(),
             "muon": self.muon.state_dict(),
             "adam": self.adam.state_dict(),
             "elapsed": self.elapsed,
             "step": self.step,
             "images": self.images,
+            "best": self.best,
         }
-        temporary = self.out / "checkpoint.tmp"
+        temporary = self.out / f"{name}.tmp"
         torch.save(state, temporary)
-        os.replace(temporary, self.out / "checkpoint.pt")
+        os.replace(temporary, self.out / name)
 
     def ema_model(self) -> Codec:
         model = codec_from_dict(self.model.config_dict())
@@ -221,7 +203,7 @@ class Trainer:
     def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
         self.sampler.kinds = self.batch_kinds(progress)
-        image, theta, whole = map(torch.from_numpy, self.sampler.next())
+        image, theta, whole, near = map(torch.from_numpy, self.sampler.next())
         image = image.float()
         count, size = image.shape[0], image.shape[2]
         self.images += count
@@ -235,13 +217,13 @@ class Trainer:
             memory_format=torch.channels_last
         )
         bands = split_bands(image)
-        out, parts, s_hat = self.model(bands, q, realism, noise)
+        out, parts = self.model(bands, q, realism, noise)
         bpp = torch.stack(list(parts.values())).sum(0) / (size * size)
-        mse = (out - bands).square().mean((1, 2, 3)) * 127.5**2
+        weight = s.face_weight[0] + s.face_weight[1] * near
+        mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)
-        probe = torch.zeros(())
         logs = {"mse": float(mse.detach().mean()), "bpp": float(bpp.detach().mean())}
         if progress >= s.perceptual_from:
             if self.perceptual is None or self.identity is None:
@@ -254,19 +236,14 @@ class Trainer:
             ids = torch.nonzero(whole)[:, 0]
             ids = ids[torch.randperm(len(ids))[: max(2, count // 8)]]
             if len(ids):
-                identity, cosine, reference = self.identity(
-                    merge_bands(out[ids]), image[ids], theta[ids]
-                )
+                identity, cosine = self.identity(merge_bands(out[ids]), image[ids], theta[ids])
                 weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (count / 2 / len(ids))
                 extra = extra.index_add(0, ids, weight * identity)
                 logs["identity"] = float(cosine.detach().mean())
-                probe = self.probe(s_hat[ids], theta[ids], reference).mean()
-                logs["probe"] = float(probe.detach())
             weight = torch.where(realism > 0, realism, 1.0)
             distortion = distortion + feature_share(relative) * weight * extra
             logs["perceptual"] = float(dist.detach().mean())
-        total = ((distortion + bpp) * relative**-0.45).mean()
-        total = total + s.probe_weight * max(0.0, 1 - 2 * progress) * probe
+        total = ((distortion + bpp) * relative**-BALANCE).mean()
         logs["s"] = float(parts["s"].detach().mean()) / 8
         logs["z"] = float(parts["z"].detach().mean()) / 8
         return total, logs
@@ -277,7 +254,7 @@ class Trainer:
         last_save = last_log = last_val = time.time()
         sums: dict[str, float] = {}
         count = 0
-        typical = 4.0  # running mean of the loss; a batch far above it is not learnt from
+        typical = 0.0  # running mean of the loss; a batch far above it is not learnt from
         muon = self.muon.param_groups[0]["params"]
         adam = [p for group in self.adam.param_groups for p in group["params"]]
         first_step, last_images = self.step, self.images
@@ -305,6 +282,7 @@ class Trainer:
             nn.utils.clip_grad_norm_(muon, 1.0)
             norm = nn.utils.clip_grad_norm_(adam, 1.0)
             value = float(loss.detach())
+            typical = typical or value
             if torch.isfinite(norm) and value < OUTLIER * typical:
                 typical += 0.02 * (value - typical)
                 self.muon.step()
@@ -341,11 +319,26 @@ class Trainer:
     def validate(self) -> None:
         """PSNR, bytes and perceptual distance of the EMA weights on some `val` faces at 256x256."""
         rows = evaluate(self.ema_model(), self.val, self.args.validate_count, VALIDATE_Q)
+        score = rate_distortion(self.settings, rows)
+        if score < self.best:
+            self.best = score
+            self.save("best.pt")
         with open(self.out / "curve.tsv", "a") as f:
             for row in rows:
                 values = [self.elapsed / 60, self.step, self.images, *row]
                 f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
                 print("val", *(f"{v:.5g}" for v in row), flush=True)
+        print(f"val loss {score:.5f}, best {self.best:.5f}", flush=True)
+
+
+def rate_distortion(settings: Settings, rows: list[tuple[float, ...]]) -> float:
+    """The loss, without perceptual terms, of the rows of `evaluate`: mean over the qualities."""
+    total = 0.0
+    for q, size, psnr, _ in rows:
+        lam = float(rate_lambda(settings, torch.tensor(q)))
+        mse = 255**2 * 10 ** (-psnr / 10)
+        total += (lam * mse + 8 * size / VALIDATE_SIZE**2) * (lam / REFERENCE_LAMBDA) ** -BALANCE
+    return total / len(rows)
 
 
 @torch.no_grad()
@@ -358,11 +351,11 @@ def evaluate(
     for q in qualities:
         total = np.zeros(3)
         for face in faces:
-            x = torch.from_numpy(read_square(face, 256))
+            x = torch.from_numpy(read_square(face, VALIDATE_SIZE))
             psnr = []
             for realism in (0.0, 1.0):
                 noise = torch.zeros(1, 48, 64, 64)
-                bands, parts, _ = model(
+                bands, parts = model(
                     split_bands(x), torch.tensor([q]), torch.tensor([realism]), noise
                 )
                 mse = (merge_bands(bands).clamp(0, 255).round() - x).square().mean().item()

@@ -42,10 +42,11 @@ def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]
     bands = split_bands(image)
     rng = np.random.default_rng(1)
     with torch.no_grad():
-        y, _, s = codec.g_a(bands)
+        q = torch.tensor([126])
+        prompt, s_hat = codec.decoded(codec.entropy.code(*codec.latents(bands), q), q)
     synthesis = {
-        "y_hat": y.round().numpy(),
-        "s_hat": s.round().numpy(),
+        "prompt": prompt.numpy(),
+        "s_hat": s_hat.numpy(),
         "noise": rng.standard_normal(bands.shape).astype(np.float32),
         "realism": np.ones(1, np.float32),
         "quality": np.full(1, 0.5, np.float32),

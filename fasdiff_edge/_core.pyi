@@ -161,13 +161,16 @@ class EntropyModel:
         """Passes of each group: 1, 2 (a checkerboard) or 3."""
     @property
     def num_scales(self) -> int:
-        """Scales of the tables of predictions; four tables each, one per quarter of a symbol."""
+        """Scales of the tables of predictions; a table each (in version 1 four)."""
     @property
     def num_tables(self) -> int:
         """Tables in all; in version 1, those of s and z included."""
     @property
     def version(self) -> int:
-        """Version of the model file: 1 (releases 0.1.x) or 2."""
+        """Version of the model file: 1 (releases 0.1.x) or 3."""
+    @property
+    def unit_bits(self) -> int:
+        """A symbol is 2^unit_bits levels: 16, or 1 in version 1."""
     @property
     def s_step(self) -> _Int32:
         """int32 [num_q, num_s], Q12: units of s per symbol; all 4096 in version 1. A copy."""
@@ -181,7 +184,9 @@ class EntropyModel:
     def encode(
         self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
     ) -> bytes:
-        """Code latents into a payload.
+        """Code the levels nearest to these that have a code.
+
+        Levels are latents in sixteenths of a quantisation step (in version 1, in whole steps).
 
         Args:
           s: int32 [num_s].
@@ -189,7 +194,8 @@ class EntropyModel:
           y: int32 [num_y, hy, wy], sides 1 to 256.
           q: quality in quarter steps, 0..252.
         Raises:
-          ValueError: wrong dtype, shape or quality, or a symbol outside -32768..32767.
+          ValueError: wrong dtype, shape or quality, or a symbol outside -32768..32767 (times 16, as
+            a level).
         """
 
     def decode(
@@ -218,6 +224,8 @@ class EntropyModel:
         self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
     ) -> tuple[_Int32, _UInt16]:
         """What a decoder uses for each symbol of y: (base, table), both shaped like y.
+
+        The base is the predicted mean, as a level.
 
         Raises:
           ValueError: as encode.

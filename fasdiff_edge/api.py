@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from . import _core, bitstream, imaging
 from .bitstream import Header
 from .engines import Graph, load_graph
-from .entropy_model import Symbols
+from .entropy_model import Levels
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, SYNTHESIS, Model, installed, load_model
@@ -90,12 +90,17 @@ class Encoder:
         self, image: NDArray[np.uint8], max_bytes: int, highest: int, first: int
     ) -> bytes:
         """Take the first scale, from `first` down, that fits at an acceptable quality."""
-        floor = min(math.ceil(4 * self._model.min_quality_before_downscale), highest)
         *larger, last = range(first, bitstream.MAX_SCALE + 1)
-        plan = [(scale, floor, highest) for scale in larger]
+        floors = {
+            scale: min(
+                self._model.min_quality(*bitstream.coded_size(*image.shape[:2], scale)), highest
+            )
+            for scale in larger
+        }
+        plan = [(scale, floors[scale], highest) for scale in larger]
         plan.append((last, 0, highest))
         # Reached only where the smallest scale does not fit, as it may on tiny images.
-        plan += [(scale, 0, floor - 1) for scale in reversed(larger) if floor > 0]
+        plan += [(scale, 0, floors[scale] - 1) for scale in reversed(larger) if floors[scale] > 0]
         analysed: dict[int, _Latents] = {}
         lowest: dict[int, int] = {}
         for scale, low, high in plan:
@@ -148,8 +153,8 @@ class Encoder:
 
     def _code(self, latents: _Latents, quality: int) -> bytes:
         entropy = self._model.entropy
-        symbols = entropy.round_latents(latents.s, latents.z, latents.y, quality)
-        return entropy.encode(symbols, quality)
+        levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
+        return entropy.encode(levels, quality)
 
     def _pack(self, image: NDArray[np.uint8], scale: int, quality: int, payload: bytes) -> bytes:
         height, width = image.shape[:2]
@@ -189,7 +194,7 @@ class Decoder:
                 f"{', '.join(map(str, self._model.num_steps))}"
             )
         self._graph = load_graph(self._model.read(SYNTHESIS), engine, threads)
-        _check_ports(self._graph, ["y_hat", "s_hat", "noise", "realism", "quality"], ["bands"])
+        _check_ports(self._graph, ["prompt", "s_hat", "noise", "realism", "quality"], ["bands"])
 
     def decode(self, data: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
         """Decode a file. The same file, model and engine always give the same image.
@@ -203,13 +208,13 @@ class Decoder:
           ModelError: made with another model.
           EngineError: the inference engine failed.
         """
-        header, crc, symbols = read_symbols(data, self._model, self._max_pixels)
+        header, crc, levels = read_levels(data, self._model, self._max_pixels)
         hy, wy = header.latent_size
         noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
         entropy = self._model.entropy
         prompt = Prompt(
-            y_hat=entropy.visual_prompt(symbols.y, header.quality)[None],
-            s_hat=entropy.semantics(symbols.s, header.quality)[None],
+            visual=entropy.visual_prompt(levels, header.quality)[None],
+            s_hat=entropy.semantics(levels, header.quality)[None],
             quality=np.array([header.quality / bitstream.MAX_QUALITY], np.float32),
         )
         bands = sample(self._denoise, prompt, noise, self._realism)
@@ -218,7 +223,7 @@ class Decoder:
 
     def _denoise(self, prompt: Prompt, noise: Array, realism: Array) -> Array:
         inputs = {
-            "y_hat": prompt.y_hat,
+            "prompt": prompt.visual,
             "s_hat": prompt.s_hat,
             "quality": prompt.quality,
             "noise": noise,
@@ -238,10 +243,10 @@ class _Latents:
     y: Array
 
 
-def read_symbols(
+def read_levels(
     data: bytes | bytearray | memoryview, model: Model, max_pixels: int
-) -> tuple[Header, int, Symbols]:
-    """Decode a file as far as it is integers: header, CRC-32 and symbols.
+) -> tuple[Header, int, Levels]:
+    """Decode a file as far as it is integers: header, CRC-32 and levels.
 
     Raises:
       BitstreamError, ModelError: as in `Decoder.decode`.

@@ -1,4 +1,4 @@
-"""Latents to symbols to payload and back.
+"""Latents to levels to payload and back.
 
 The probability of a symbol is a function of symbols decoded before it, in integers, in C++
 (`csrc/`); no float takes part. The only floats here are the latents on their way in
@@ -17,12 +17,17 @@ from . import _core
 from .errors import BitstreamError, ModelError
 
 SYMBOL_MIN, SYMBOL_MAX = -32768, 32767
+UPSAMPLING = 4  # z lies on every fourth position of y
 STEP_ONE = 4096  # steps are in Q12: latent units per symbol, times 4096
 
 
 @dataclass(frozen=True)
-class Symbols:
-    """What a payload carries.
+class Levels:
+    """Latents as integers: sixteenths of the quantisation step of a quality.
+
+    A payload holds symbols, which are distances from predicted means in whole steps; what it
+    gives back are those means plus multiples of 16 levels. (Under an entropy model file of version
+    1 levels are whole steps, and the payload gives back what was put in.)
 
     Attributes:
       s: int32 [S], the semantic vector.
@@ -60,6 +65,7 @@ class EntropyModel:
         self.num_y = self._core.num_y
         self.num_qualities = self._core.num_q
         self.num_passes = self._core.num_passes
+        self._unit = 1 << self._core.unit_bits  # levels per step
         self._s_step = np.asarray(self._core.s_step, dtype=np.int32)
         self._z_step = np.asarray(self._core.z_step, dtype=np.int32)
         self._y_step = np.asarray(self._core.y_step, dtype=np.int32)
@@ -74,37 +80,55 @@ class EntropyModel:
         z: NDArray[np.float32],
         y: NDArray[np.float32],
         quality: int,
-    ) -> Symbols:
-        """Round the analysis graph's outputs to symbols.
+    ) -> Levels:
+        """Round the analysis graph's outputs to levels.
 
         Args:
           s, z, y: float32 [S], [Cz, hz, wz] and [Cy, hy, wy], in latent units.
           quality: in quarter steps.
         """
-        return Symbols(
-            s=_round(s / _units(self._s_step[quality])),
-            z=_round(z / _units(self._z_step[quality])[:, None, None]),
-            y=_round(y / self.steps(quality)),
+        return Levels(
+            s=self._round(s / _units(self._s_step[quality])),
+            z=self._round(z / _units(self._z_step[quality])[:, None, None]),
+            y=self._round(y / self.steps(quality)),
         )
 
-    def visual_prompt(self, y: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
-        """y_hat, float32 [Cy, hy, wy] in latent units, of the symbols y."""
-        return y.astype(np.float32) * self.steps(quality)
+    def _round(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
+        """Levels of latents in steps."""
+        # A latent that is not a number codes as zero; casting it would be undefined.
+        finite = np.nan_to_num(values, nan=0.0, posinf=SYMBOL_MAX, neginf=SYMBOL_MIN)
+        in_range = np.clip(finite, SYMBOL_MIN, SYMBOL_MAX)
+        levels: NDArray[np.int32] = np.rint(in_range * np.float32(self._unit)).astype(np.int32)
+        return levels
 
-    def semantics(self, s: NDArray[np.int32], quality: int) -> NDArray[np.float32]:
-        """s_hat, float32 [S] in latent units, of the symbols s."""
-        return s.astype(np.float32) * _units(self._s_step[quality])
+    def visual_prompt(self, levels: Levels, quality: int) -> NDArray[np.float32]:
+        """What the decoder sees, float32 [Cy + Cz, hy, wy] in latent units.
 
-    def encode(self, symbols: Symbols, quality: int) -> bytes:
-        """Payload of `symbols` at `quality` (quarter steps).
-
-        Raises:
-          ValueError: shapes that do not belong together, or a symbol out of range.
+        y_hat, and z_hat repeated at the positions of y that it lies over.
         """
-        return self._core.encode(symbols.s, symbols.z, symbols.y, quality)
+        y = levels.y * (self.steps(quality) / np.float32(self._unit))
+        z = levels.z * (_units(self._z_step[quality]) / np.float32(self._unit))[:, None, None]
+        z = z.repeat(UPSAMPLING, 1).repeat(UPSAMPLING, 2)[:, : y.shape[1], : y.shape[2]]
+        return np.concatenate([y, z], dtype=np.float32)
 
-    def decode(self, payload: bytes, quality: int, latent_size: tuple[int, int]) -> Symbols:
-        """Symbols of a payload.
+    def semantics(self, levels: Levels, quality: int) -> NDArray[np.float32]:
+        """s_hat, float32 [S] in latent units."""
+        step = _units(self._s_step[quality]) / np.float32(self._unit)
+        s: NDArray[np.float32] = (levels.s * step).astype(np.float32)
+        return s
+
+    def encode(self, levels: Levels, quality: int) -> bytes:
+        """Payload of the latents nearest to `levels` that can be coded at `quality`.
+
+        Args:
+          quality: in quarter steps.
+        Raises:
+          ValueError: shapes that do not belong together, or a level out of range.
+        """
+        return self._core.encode(levels.s, levels.z, levels.y, quality)
+
+    def decode(self, payload: bytes, quality: int, latent_size: tuple[int, int]) -> Levels:
+        """Levels that a payload gives.
 
         Args:
           payload: all of it; nothing may be left over.
@@ -117,11 +141,11 @@ class EntropyModel:
             s, z, y = self._core.decode(payload, quality, *latent_size)
         except ValueError as error:
             raise BitstreamError(f"damaged payload: {error}") from error
-        return Symbols(s=s, z=z, y=y)
+        return Levels(s=s, z=z, y=y)
 
-    def part_bits(self, symbols: Symbols, quality: int) -> dict[str, float]:
+    def part_bits(self, levels: Levels, quality: int) -> dict[str, float]:
         """Ideal bits of each part in coding order: s, z, then the passes y0, y1, ..."""
-        bits = self._core.part_bits(symbols.s, symbols.z, symbols.y, quality)
+        bits = self._core.part_bits(levels.s, levels.z, levels.y, quality)
         names = ["s", "z", *(f"y{index}" for index in range(self.num_passes))]
         return {name: float(value) for name, value in zip(names, bits, strict=True)}
 
@@ -130,9 +154,3 @@ def _units(step: NDArray[np.int32]) -> NDArray[np.float32]:
     """Latent units per symbol of steps in Q12."""
     units: NDArray[np.float32] = step.astype(np.float32) / np.float32(STEP_ONE)
     return units
-
-
-def _round(values: NDArray[np.float32]) -> NDArray[np.int32]:
-    # A latent that is not a number codes as zero; casting it would be undefined.
-    finite = np.nan_to_num(values, nan=0.0, posinf=SYMBOL_MAX, neginf=SYMBOL_MIN)
-    return np.clip(np.rint(finite), SYMBOL_MIN, SYMBOL_MAX).astype(np.int32)

@@ -1,6 +1,6 @@
 """The few-step sampler. The models of this version take one step: noise in, bands out.
 
-With D the student, c = (y_hat, s_hat, quality) the condition and n unit normal noise:
+With D the student, c = (prompt, s_hat, quality) the condition and n unit normal noise:
 
   x_hat = D(n; c, realism)          realism 0: the posterior mean;  1: a sharp sample
 
@@ -23,12 +23,12 @@ class Prompt:
     """What conditions the student; float32, all with a leading axis of 1.
 
     Attributes:
-      y_hat: [1, Cy, hy, wy], the visual prompt.
+      visual: [1, Cy + Cz, hy, wy], the visual prompt: y_hat and z_hat.
       s_hat: [1, S], the low-frequency semantics.
       quality: [1], 0..1, how finely y was quantised.
     """
 
-    y_hat: Array
+    visual: Array
     s_hat: Array
     quality: Array
 

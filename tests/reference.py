@@ -247,7 +247,7 @@ class TablePrior:
 
 @dataclass
 class NetworkPrior:
-    """Version 2: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
+    """Version 3: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
 
     s_mean: Int
     s_scale: Int
@@ -279,7 +279,12 @@ class Model:
 
     @property
     def version(self) -> int:
-        return 1 if isinstance(self.prior, TablePrior) else 2
+        return 1 if isinstance(self.prior, TablePrior) else 3
+
+    @property
+    def unit_bits(self) -> int:
+        """A symbol is 2^unit_bits levels."""
+        return 0 if self.version == 1 else 4
 
 
 def serialise(model: Model) -> bytes:
@@ -373,10 +378,10 @@ def spread(vector: Int, rows: int, columns: int) -> Int:
     return np.broadcast_to(vector[:, None, None], (len(vector), rows, columns))
 
 
-def context(model: Model, quantiser: Quantiser, symbols: Int, q: int) -> Int:
-    """Symbols [C, ...] as the networks see them."""
-    step = quantiser.step[q].reshape(-1, *[1] * (symbols.ndim - 1))
-    return np.clip(round_shift(symbols.astype(np.int64) * step, model.ctx_shift), -127, 127)
+def context(model: Model, quantiser: Quantiser, levels: Int, q: int) -> Int:
+    """Levels [C, ...] as the networks see them."""
+    step = quantiser.step[q].reshape(-1, *[1] * (levels.ndim - 1))
+    return np.clip(round_shift(levels.astype(np.int64) * step, model.ctx_shift), -127, 127)
 
 
 def features(model: Model, s: Int, z: Int, q: int, hy: int, wy: int) -> Int:
@@ -416,9 +421,12 @@ def predict(
 ) -> tuple[Int, Int]:
     """(base, table) of symbols of `channels` [n], from what a network says of them."""
     gain, offset = quantiser.gain[q][channels], quantiser.index_offset[q][channels]
-    m4 = np.clip(round_shift(mean * gain, model.mean_shift), -32768, 32767)
+    m = round_shift(mean * gain, model.mean_shift)
     k = np.clip(round_shift(scale + offset, model.scale_shift), 0, model.num_scales - 1)
-    return m4 >> 2, 4 * k + (m4 & 3)
+    if model.version == 1:
+        m4 = np.clip(m, -32768, 32767)
+        return m4 >> 2, 4 * k + (m4 & 3)
+    return np.clip(m, -32768 * 16, 32767 * 16), k
 
 
 def static_pass(part: int, codes: list[tuple[int, int]], shape: tuple[int, ...]) -> Pass:
@@ -478,7 +486,7 @@ def walk(model: Model, s: Int, z: Int, y: Int, q: int) -> Iterator[Pass]:
     """All passes in coding order.
 
     Each reads what earlier ones coded, when its turn comes: a decoder starts with zeros and sets
-    the symbols of a pass before it asks for the next.
+    the levels of a pass before it asks for the next.
     """
     hy, wy = y.shape[1:]
     prior = model.prior
@@ -491,10 +499,35 @@ def walk(model: Model, s: Int, z: Int, y: Int, q: int) -> Iterator[Pass]:
     yield from y_passes(model, features(model, s, z, q, hy, wy), y, q)
 
 
+def coded_passes(model: Model, s: Int, z: Int, y: Int, q: int) -> Iterator[tuple[Pass, Int]]:
+    """All passes with the values that code the levels s, z, y, or the nearest that have a code."""
+    latents = [latent.astype(np.int64) for latent in (s, z, y)]
+    for one in walk(model, *latents, q):
+        latent = latents[min(one.part, 2)]
+        values = round_shift(latent[one.where] - one.base, model.unit_bits)
+        levels = one.base + (values << model.unit_bits)
+        values += (levels < -32768 << model.unit_bits).astype(np.int64)
+        values -= (levels > 32767 << model.unit_bits).astype(np.int64)
+        latent[one.where] = one.base + (values << model.unit_bits)
+        yield one, values
+
+
+def codable(model: Model, s: Int, z: Int, y: Int, q: int) -> tuple[Int, Int, Int]:
+    """The levels nearest to s, z, y that have a code: what comes back."""
+    latents = (
+        np.zeros(s.shape, np.int64),
+        np.zeros(z.shape, np.int64),
+        np.zeros(y.shape, np.int64),
+    )
+    for one, values in coded_passes(model, s, z, y, q):
+        latents[min(one.part, 2)][one.where] = one.base + (values << model.unit_bits)
+    return latents
+
+
 def indexes(model: Model, s: Int, z: Int, y: Int, q: int) -> tuple[Int, Int]:
     """(base, table) of y, int64 [Cy, hy, wy]."""
     base, table = np.zeros(y.shape, np.int64), np.zeros(y.shape, np.int64)
-    for one in walk(model, s, z, y, q):
+    for one, _ in coded_passes(model, s, z, y, q):
         if one.part >= 2:
             base[one.where], table[one.where] = one.base, one.table
     return base, table
@@ -502,12 +535,11 @@ def indexes(model: Model, s: Int, z: Int, y: Int, q: int) -> tuple[Int, Int]:
 
 def coded_values(model: Model, s: Int, z: Int, y: Int, q: int) -> list[tuple[int, Table, int]]:
     """Everything a payload codes, in order: (part, table, value)."""
-    out = []
-    for one in walk(model, s, z, y, q):
-        values = (s, z, y)[min(one.part, 2)][one.where] - one.base
-        for value, t in zip(values.tolist(), one.table.tolist(), strict=True):
-            out.append((one.part, model.tables[t], value))
-    return out
+    return [
+        (one.part, model.tables[t], value)
+        for one, values in coded_passes(model, s, z, y, q)
+        for value, t in zip(values.tolist(), one.table.tolist(), strict=True)
+    ]
 
 
 def encode_latents(model: Model, s: Int, z: Int, y: Int, q: int) -> bytes:
@@ -525,7 +557,8 @@ def decode_latents(model: Model, payload: bytes, q: int, hy: int, wy: int) -> tu
     y = np.zeros((model.num_y, hy, wy), np.int64)
     for one in walk(model, s, z, y, q):
         values = [decode_value(coder, model.tables[t]) for t in one.table.tolist()]
-        (s, z, y)[min(one.part, 2)][one.where] = one.base + np.array(values, np.int64)
+        levels = one.base + (np.array(values, np.int64) << model.unit_bits)
+        (s, z, y)[min(one.part, 2)][one.where] = levels
     return s, z, y
 
 
@@ -627,15 +660,15 @@ def random_model(
 ) -> Model:
     """A small model whose predictions vary widely.
 
-    version: of the file, 1 or 2.
-    group_scans: of version 2, where it has more than the groups need, the first ones.
+    version: of the file, 1 or 3.
+    group_scans: of version 3, where it has more than the groups need, the first ones.
     last_kernel: 1 or 3, of the last layer of the networks of y's passes.
     """
     num_y = sum(group_sizes)
     tables = [
         laplace_table(0.15 * 2 ** (6 * k / num_scales), frac / 4)
         for k in range(num_scales)
-        for frac in range(4)
+        for frac in (range(4) if version == 1 else (0,))
     ]
     known, num_planes = (0, 1) if version == 1 else (num_s, 5)
     u_channels = int(rng.integers(1, 12))
@@ -674,8 +707,8 @@ def random_model(
         group_sizes=list(group_sizes),
         group_scans=scans,
         num_scales=num_scales,
-        ctx_shift=9,
-        mean_shift=11,
+        ctx_shift=9 if version == 1 else 13,
+        mean_shift=11 if version == 1 else 9,
         scale_shift=3,
         tables=tables,
         prior=prior,
@@ -689,12 +722,13 @@ def random_model(
 def random_latents(
     rng: np.random.Generator, model: Model, hy: int, wy: int, spread: float = 3.0
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """(s, z, y), int32, Laplace-like, with a few far outliers."""
+    """(s, z, y) as levels, int32, Laplace-like, with a few far outliers; `spread` in symbols."""
+    unit = 1 << model.unit_bits
 
     def draw(*shape: int) -> NDArray[np.int32]:
-        v = np.rint(rng.laplace(0, spread, shape))
+        v = np.rint(rng.laplace(0, spread * unit, shape))
         far = rng.random(shape) < 0.004
-        v = np.where(far, rng.integers(-32768, 32768, shape), v)
+        v = np.where(far, rng.integers(-32768 * unit, 32767 * unit + 1, shape), v)
         return v.astype(np.int32)
 
     return (
@@ -704,8 +738,8 @@ def random_latents(
     )
 
 
-def table_model(tables: list[Table], version: int = 2) -> Model:
-    """The smallest model around `tables` (at least four), for tests of the coder alone.
+def table_model(tables: list[Table], version: int = 3) -> Model:
+    """The smallest model around `tables` (version 1: at least four), for tests of the coder alone.
 
     It predicts zero with the first table for z.
     """

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,18 @@ def test_small_budgets_go_down_the_scales(
             assert header.scale == 3 or not fits(3, 0)
     assert scales[0] == 0
     assert max(scales) >= (1 if floor else 0)
+
+
+def test_larger_pictures_want_more_quality(model: Model) -> None:
+    """The least quality grows with the octaves above 256x256, and falls nowhere below that."""
+    grown = replace(model, min_quality_before_downscale=2.5, min_quality_per_octave=16.0)
+    assert [grown.min_quality(*size) for size in ((64, 64), (256, 256), (128, 512))] == [10] * 3
+    assert grown.min_quality(512, 512) == 74
+    assert 10 < grown.min_quality(300, 300) < 74 < grown.min_quality(512, 600)
+    assert grown.min_quality(4096, 4096) == 4 * 63
+    assert replace(model, min_quality_per_octave=0.0).min_quality(2048, 2048) == math.ceil(
+        4 * model.min_quality_before_downscale
+    )
 
 
 @pytest.mark.parametrize("size", [(32, 32), (128, 128), (64, 300)])

@@ -23,7 +23,9 @@ def synthesis_inputs(model: Model, hy: int, wy: int, seed: int = 0) -> dict[str,
     random = np.random.default_rng(seed)
     entropy = model.entropy
     return {
-        "y_hat": random.normal(0.0, 1.0, (1, entropy.num_y, hy, wy)).astype(np.float32),
+        "prompt": random.normal(0.0, 1.0, (1, entropy.num_y + entropy.num_z, hy, wy)).astype(
+            np.float32
+        ),
         "s_hat": random.integers(-2, 3, (1, entropy.num_s)).astype(np.float32),
         "noise": random.normal(0.0, 1.0, (1, 48, 4 * hy, 4 * wy)).astype(np.float32),
         "realism": np.array([0.7], np.float32),
@@ -92,7 +94,7 @@ def test_ports(engine: str, model: Model) -> None:
     assert list(analysis.inputs) == ["bands"]
     assert sorted(analysis.outputs) == ["s", "y", "z"]
     synthesis = load_graph(model.read(SYNTHESIS), engine, 1)
-    assert sorted(synthesis.inputs) == ["noise", "quality", "realism", "s_hat", "y_hat"]
+    assert sorted(synthesis.inputs) == ["noise", "prompt", "quality", "realism", "s_hat"]
     assert list(synthesis.outputs) == ["bands"]
 
 

@@ -32,7 +32,7 @@ LATENT_SIZES = [(1, 1), (1, 5), (4, 1), (2, 3), (5, 8), (9, 4)]
 PLANE_SIZES = [(1, 1), (3, 2), (5, 7), (8, 31), (32, 9), (2, 256), (256, 1), (33, 47)]
 
 
-@pytest.fixture(params=[1, 2], ids=["version-1", "version-2"])
+@pytest.fixture(params=[1, 3], ids=["version-1", "version-3"])
 def version(request: pytest.FixtureRequest) -> int:
     """Each version of the model file."""
     return int(request.param)
@@ -65,13 +65,18 @@ def test_indexes_and_payload_equal_reference(
 
         payload = core.encode(s, z, y, q)
         assert payload == reference.encode_latents(model, s, z, y, q)
-        for decoded, symbols in zip(core.decode(payload, q, hy, wy), (s, z, y), strict=True):
+        expected = reference.codable(model, s, z, y, q)
+        for decoded, levels in zip(core.decode(payload, q, hy, wy), expected, strict=True):
             assert decoded.dtype == np.int32
-            np.testing.assert_array_equal(decoded, symbols)
-        for decoded, symbols in zip(
-            reference.decode_latents(model, payload, q, hy, wy), (s, z, y), strict=True
+            np.testing.assert_array_equal(decoded, levels)
+        for decoded, levels in zip(
+            reference.decode_latents(model, payload, q, hy, wy), expected, strict=True
         ):
-            np.testing.assert_array_equal(decoded, symbols)
+            np.testing.assert_array_equal(decoded, levels)
+        for levels, given in zip(expected, (s, z, y), strict=True):
+            assert (np.abs(levels - given) <= (1 << model.unit_bits) // 2).all()
+        # What came back codes to the same bytes.
+        assert core.encode(*(levels.astype(np.int32) for levels in expected), q) == payload
 
 
 @pytest.mark.parametrize("scans", SCANS)
@@ -80,7 +85,7 @@ def test_every_scan_equals_reference(scans: tuple[int, ...], last_kernel: int) -
     """Groups of one, two and three passes, at sizes of which a pass may have no position."""
     sizes = (3, 1, 2, 2)[: len(scans)]
     shape = {"group_sizes": sizes, "group_scans": scans, "last_kernel": last_kernel}
-    model, core = model_and_core(len(scans), 2, **shape)
+    model, core = model_and_core(len(scans), 3, **shape)
     assert (core.group_scans, core.num_passes) == (list(scans), sum(scans))
     rng = np.random.default_rng(last_kernel)
     for hy, wy in ((1, 1), (2, 1), (1, 4), (2, 2), (7, 6)):
@@ -90,8 +95,9 @@ def test_every_scan_equals_reference(scans: tuple[int, ...], last_kernel: int) -
         )
         payload = core.encode(s, z, y, 90)
         assert payload == reference.encode_latents(model, s, z, y, 90)
-        for decoded, symbols in zip(core.decode(payload, 90, hy, wy), (s, z, y), strict=True):
-            np.testing.assert_array_equal(decoded, symbols)
+        expected = reference.codable(model, s, z, y, 90)
+        for decoded, levels in zip(core.decode(payload, 90, hy, wy), expected, strict=True):
+            np.testing.assert_array_equal(decoded, levels)
         bits = core.part_bits(s, z, y, 90)
         np.testing.assert_allclose(bits, reference.part_bits(model, s, z, y, 90), rtol=1e-9)
 
@@ -99,7 +105,7 @@ def test_every_scan_equals_reference(scans: tuple[int, ...], last_kernel: int) -
 @pytest.mark.parametrize("scan", [1, 2, 3])
 def test_passes_of_a_group(scan: int) -> None:
     """The positions of each pass, written out; part_bits tells which pass coded a symbol."""
-    model, core = model_and_core(scan, 2, group_sizes=(1,), group_scans=(scan,))
+    model, core = model_and_core(scan, 3, group_sizes=(1,), group_scans=(scan,))
     expected = {
         1: ["0000", "0000", "0000"],
         2: ["0101", "1010", "0101"],
@@ -112,7 +118,7 @@ def test_passes_of_a_group(scan: int) -> None:
     for i, row in enumerate(expected):
         for j, pass_index in enumerate(row):
             far = y.copy()
-            far[0, i, j] = 20000  # an escape of thirty bits
+            far[0, i, j] = 20000 * 16  # an escape of thirty bits
             more = core.part_bits(s, z, far, 0) - before
             # No pass before it changes, and its own by what an escape costs.
             assert (more[: 2 + int(pass_index)] == 0).all()
@@ -121,8 +127,8 @@ def test_passes_of_a_group(scan: int) -> None:
 
 @pytest.mark.parametrize(("hy", "wy"), PLANE_SIZES)
 def test_every_size_of_the_planes_equals_reference(hy: int, wy: int) -> None:
-    """Version 2 networks see where a position lies and how large y is."""
-    model, core = model_and_core(wy, 2, group_sizes=(1,))
+    """Networks of version 3 see where a position lies and how large y is."""
+    model, core = model_and_core(wy, 3, group_sizes=(1,))
     s, z, y = reference.random_latents(np.random.default_rng(hy), model, hy, wy)
     np.testing.assert_array_equal(core.indexes(s, z, y, 90), reference.indexes(model, s, z, y, 90))
     np.testing.assert_allclose(
@@ -134,9 +140,9 @@ def test_every_size_of_the_planes_equals_reference(hy: int, wy: int) -> None:
 @pytest.mark.parametrize(("hy", "wy"), PLANE_SIZES)
 def test_planes(plane: int, hy: int, wy: int) -> None:
     """A model that predicts one of the planes as the mean of z, and of y."""
-    model = reference.table_model([Table(0, (65535, 1))] * 4)
+    model = reference.table_model([Table(0, (65535, 1))])
     assert isinstance(model.prior, NetworkPrior)
-    wide = Quantiser(model.y.step, model.y.gain * 4, model.y.index_offset)  # m4 = 4 * mean
+    wide = Quantiser(model.y.step, model.y.gain * 16, model.y.index_offset)  # whole symbols
 
     def pick(cin: int, channel: int, cout: int) -> list[Layer]:
         """The first output is input `channel`, the others are zero."""
@@ -155,8 +161,8 @@ def test_planes(plane: int, hy: int, wy: int) -> None:
         """The position of each of `count` rows or columns in 128ths of the image, from -64."""
         return [int((i + 0.5) / count * 128) - 64 for i in range(count)]
 
-    for symbols in (z[0], y[0]):
-        rows, columns = symbols.shape
+    for levels in (z[0], y[0]):
+        rows, columns = levels.shape
         expected = [
             np.full((rows, columns), 100),
             np.array(along(rows))[:, None].repeat(columns, 1),
@@ -164,7 +170,7 @@ def test_planes(plane: int, hy: int, wy: int) -> None:
             np.full((rows, columns), min(127, 4 * hy)),
             np.full((rows, columns), min(127, 4 * wy)),
         ]
-        np.testing.assert_array_equal(symbols, expected[plane])
+        np.testing.assert_array_equal(levels, 16 * np.array(expected[plane]))
 
 
 def test_the_comparison_covers_many_tables_and_bases(version: int) -> None:
@@ -182,16 +188,16 @@ def test_the_comparison_covers_many_tables_and_bases(version: int) -> None:
             if one.part < 2:
                 tables[one.part] |= set(one.table.tolist())
                 bases[one.part] |= set(one.base.tolist())
-    assert len(tables[2]) > 40
+    assert len(tables[2]) > (40 if version == 1 else 12)
     assert len(bases[2]) > 20
-    if version == 2:
-        assert [len(tables[part]) > 12 for part in (0, 1)] == [True, True]
+    if version == 3:
+        assert [len(tables[part]) > 8 for part in (0, 1)] == [True, True]
         assert [len(bases[part]) > 8 for part in (0, 1)] == [True, True]
 
 
 def test_what_a_prediction_depends_on() -> None:
-    """Version 2: the even half of z on s, the odd half on the even one too, y on everything."""
-    model, core = model_and_core(4, 2)
+    """Version 3: the even half of z on s, the odd half on the even one too, y on everything."""
+    model, core = model_and_core(4, 3)
     q, hy, wy = 140, 12, 12
     s, z, y = (
         a.astype(np.int64)
@@ -267,7 +273,7 @@ def test_a_model_without_s(version: int) -> None:
     payload = core.encode(s, z, y, 33)
     decoded = core.decode(payload, 33, 9, 6)
     assert decoded[0].shape == (0,)
-    np.testing.assert_array_equal(decoded[1], z)
+    np.testing.assert_array_equal(decoded[1], reference.codable(model, s, z, y, 33)[1])
     assert core.part_bits(s, z, y, 33)[0] == 0
 
 
@@ -293,16 +299,19 @@ def test_extremes(version: int, q: int) -> None:
             model = replace(model, prior=replace(model.prior, s_mean=ends[0], s_scale=ends[1]))
         core = core_of(model)
         latents = reference.random_latents(random, model, 6, 5, 40.0)
-        s, z, y = (np.where(a % 2 == 0, -32768, 32767).astype(np.int32) for a in latents)
+        unit = 1 << model.unit_bits
+        s, z, y = (np.where(a % 2 == 0, -32768, 32767).astype(np.int32) * unit for a in latents)
         np.testing.assert_array_equal(
             core.indexes(s, z, y, q), reference.indexes(model, s, z, y, q)
         )
         payload = core.encode(s, z, y, q)
         assert payload == reference.encode_latents(model, s, z, y, q)
-        for decoded, symbols in zip(core.decode(payload, q, 6, 5), (s, z, y), strict=True):
-            np.testing.assert_array_equal(decoded, symbols)
+        for decoded, levels in zip(
+            core.decode(payload, q, 6, 5), reference.codable(model, s, z, y, q), strict=True
+        ):
+            np.testing.assert_array_equal(decoded, levels)
         for decoded in core.decode(b"", q, 6, 5, truncated_ok=True):
-            assert decoded.min() >= -32768 and decoded.max() <= 32767
+            assert decoded.min() >= -32768 * unit and decoded.max() <= 32767 * unit
 
 
 def quantisers(model: Model) -> list[Quantiser]:
@@ -357,7 +366,7 @@ def test_an_accumulator_beyond_the_limit_is_refused(version: int) -> None:
 
 
 def test_the_accumulators_of_z_passes_are_checked() -> None:
-    model, _ = model_and_core(5, 2)
+    model, _ = model_and_core(5, 3)
     assert isinstance(model.prior, NetworkPrior)
     for h in (0, 1):
         cin = model.prior.z_passes[h][0].weight.shape[1]
@@ -372,9 +381,10 @@ def test_the_accumulators_of_z_passes_are_checked() -> None:
 # -- damaged and cut payloads ----------------------------------------------------------------------
 def test_truncated_ok_keeps_what_the_bytes_determine(version: int) -> None:
     model, core = model_and_core(7, version)
-    latents = reference.random_latents(np.random.default_rng(7), model, 8, 8)
     q = 150
-    payload = core.encode(*latents, q)
+    latents = reference.random_latents(np.random.default_rng(7), model, 8, 8)
+    latents = reference.codable(model, *latents, q)
+    payload = core.encode(*(a.astype(np.int32) for a in latents), q)
     order = coding_order(model, latents)
     intervals = coded_intervals(model, latents, q)
     values = reference.coded_values(model, *latents, q)
@@ -417,7 +427,7 @@ def coding_order(model: Model, latents: tuple[np.ndarray, ...]) -> np.ndarray:
     def scanned(a: np.ndarray, scan: int) -> list[np.ndarray]:
         return [a[:, lattice].ravel() for lattice in reference.lattices(scan, *a.shape[1:])]
 
-    parts = [s, *scanned(z, model.version)]
+    parts = [s, *scanned(z, 1 if model.version == 1 else 2)]
     first = 0
     for size, scan in zip(model.group_sizes, model.group_scans, strict=True):
         parts += scanned(y[first : first + size], scan)
@@ -439,13 +449,15 @@ def test_truncated_ok_fills_in_modes_and_means(version: int, hy: int, wy: int) -
     for one in reference.walk(model, s, z, y, 99):
         if version == 1 and one.part < 2:
             likely = one.base + [mode(model.tables[t]) for t in one.table]
-        else:  # the mean, half up
+        elif version == 1:  # the mean, half up
             likely = one.base + ((one.table & 3) + 2) // 4
+        else:  # the mean
+            likely = one.base
         (s, z, y)[min(one.part, 2)][one.where] = likely
-    for decoded, symbols in zip(
+    for decoded, levels in zip(
         core.decode(b"", 99, hy, wy, truncated_ok=True), (s, z, y), strict=True
     ):
-        np.testing.assert_array_equal(decoded, symbols)
+        np.testing.assert_array_equal(decoded, levels)
     assert len(np.unique(y)) > 3
 
 
@@ -455,10 +467,12 @@ def test_truncated_ok_changes_nothing_for_a_whole_payload(version: int) -> None:
     for hy, wy in LATENT_SIZES:
         latents = reference.random_latents(rng, model, hy, wy)
         payload = core.encode(*latents, 60)
-        for decoded, symbols in zip(
-            core.decode(payload, 60, hy, wy, truncated_ok=True), latents, strict=True
+        for decoded, whole in zip(
+            core.decode(payload, 60, hy, wy, truncated_ok=True),
+            core.decode(payload, 60, hy, wy),
+            strict=True,
         ):
-            np.testing.assert_array_equal(decoded, symbols)
+            np.testing.assert_array_equal(decoded, whole)
 
 
 def test_truncated_ok_still_refuses_other_damage(version: int) -> None:
@@ -474,6 +488,7 @@ def test_a_cut_payload_is_refused(version: int) -> None:
     model, core = model_and_core(10, version)
     latents = reference.random_latents(np.random.default_rng(10), model, 16, 16)
     payload = core.encode(*latents, 120)
+    whole = core.decode(payload, 120, 16, 16)
     refused = 0
     for size in range(len(payload) - 2):
         try:
@@ -481,7 +496,7 @@ def test_a_cut_payload_is_refused(version: int) -> None:
         except _core.StreamError as error:
             refused += "ends before" in str(error)
         else:
-            assert any((a != b).any() for a, b in zip(decoded, latents, strict=True))
+            assert any((a != b).any() for a, b in zip(decoded, whole, strict=True))
     assert refused > 0.9 * len(payload)
 
 
@@ -489,7 +504,7 @@ def test_a_symbol_beyond_16_bits_is_refused(version: int) -> None:
     model = reference.table_model([Table(0, (1, 1, 65534))] * 4, version)
     core = core_of(model)
     coder = reference.RangeEncoder()
-    reference.encode_value(coder, model.tables[0], 32768)
+    reference.encode_value(coder, model.tables[0], 32769)
     with pytest.raises(_core.StreamError, match="symbol is outside"):
         core.decode(coder.finish(), 0, 1, 1)
 
@@ -498,6 +513,8 @@ def test_a_symbol_beyond_16_bits_is_refused(version: int) -> None:
 def test_arguments_are_checked(version: int) -> None:
     model, core = model_and_core(11, version)
     s, z, y = reference.random_latents(np.random.default_rng(11), model, 8, 4)
+    unit = 1 << model.unit_bits
+    beyond = 32767 * unit + 1
     bad = [
         ((s[:-1], z, y, 0), r"s must be a C-contiguous int32 array \[4\], got int32 \[3\]"),
         ((s.astype(np.int64), z, y, 0), "s must be .* got int64"),
@@ -509,9 +526,9 @@ def test_arguments_are_checked(version: int) -> None:
         ((s, z, y.astype(np.float32), 0), "y must be"),
         ((s, z, y, -1), "quality"),
         ((s, z, y, 253), "quality"),
-        ((s, z, np.where(y == y[0, 0, 0], 32768, y).astype(np.int32), 0), "outside -32768..32767"),
-        ((s, z - 32769, y, 0), "outside -32768..32767"),
-        ((s + 40000, z, y, 0), "outside -32768..32767"),
+        ((s, z, np.where(y == y[0, 0, 0], beyond, y).astype(np.int32), 0), "outside -32768..32767"),
+        ((s, z * 0 - 32768 * unit - 1, y, 0), "outside -32768..32767"),
+        ((s * 0 + 40000 * unit, z, y, 0), "outside -32768..32767"),
     ]
     for arguments, reason in bad:
         for call in (core.encode, core.part_bits, core.indexes):
@@ -520,7 +537,7 @@ def test_arguments_are_checked(version: int) -> None:
 
 
 def test_unaligned_arrays_are_refused() -> None:
-    model, core = model_and_core(11, 2)
+    model, core = model_and_core(11, 3)
     s, z, y = reference.random_latents(np.random.default_rng(11), model, 8, 4)
     shifted = np.frombuffer(b"-" + y.tobytes(), np.int32, offset=1).reshape(y.shape)
     np.testing.assert_array_equal(shifted, y)
@@ -530,20 +547,20 @@ def test_unaligned_arrays_are_refused() -> None:
 
 @pytest.mark.parametrize(("hy", "wy"), [(0, 4), (4, 0), (-1, 4), (257, 1), (1, 257), (2**40, 1)])
 def test_latent_sizes_are_bounded(hy: int, wy: int) -> None:
-    _, core = model_and_core(11, 2)
+    _, core = model_and_core(11, 3)
     with pytest.raises(ValueError, match=r"outside 1\.\.256"):
         core.decode(b"", 0, hy, wy)
 
 
 def test_decode_checks_quality() -> None:
-    _, core = model_and_core(11, 2)
+    _, core = model_and_core(11, 3)
     for q in (-1, 253):
         with pytest.raises(ValueError, match="quality"):
             core.decode(b"", q, 1, 1)
 
 
 def test_encode_refuses_latents_that_are_too_large() -> None:
-    model, core = model_and_core(11, 2, num_z=1, group_sizes=(1,))
+    model, core = model_and_core(11, 3, num_z=1, group_sizes=(1,))
     y = np.zeros((1, 1, 257), np.int32)
     with pytest.raises(ValueError, match=r"outside 1\.\.256"):
         core.encode(np.zeros(4, np.int32), np.zeros((1, 1, 65), np.int32), y, 0)
@@ -598,7 +615,8 @@ COUNTS = [  # offset in the file, format, value, reason
     (0, "<B", ord("X"), "magic"),
     (6, "<B", 1, "magic"),
     (7, "<B", 0, "magic"),
-    (7, "<B", 3, "magic"),
+    (7, "<B", 2, "magic"),
+    (7, "<B", 4, "magic"),
     (8, "<H", 257, "count"),  # num_s
     (10, "<H", 0, "count"),  # num_z
     (10, "<H", 257, "count"),
@@ -622,7 +640,6 @@ AFTER_GROUPS = [  # offset from num_q, format, value, reason
     (6, "<B", 25, "shift"),
 ]
 TABLES = [  # offset from num_tables, format, value, reason
-    (0, "<I", 7, "count"),  # num_tables < 4 * num_scales
     (0, "<I", 4097, "count"),
     (0, "<I", 2**32 - 1, "count"),
     (6, "<H", 0, "table"),  # n of the first table
@@ -635,15 +652,17 @@ FIELDS = [
     (1, 18, "<I", 0x00030000, "group sizes"),  # sizes 0 and 3
     *((1, 22 + offset, *field) for offset, *field in AFTER_GROUPS),
     (1, 29, "<B", 8, "shift"),  # z_shift
+    (1, 30, "<I", 7, "count"),  # num_tables < 4 * num_scales
     *((1, 30 + offset, *field) for offset, *field in TABLES),
-    *((2, *field) for field in COUNTS),
-    (2, 18, "<I", 0x03020000, "group sizes"),  # size 0 of two passes, then size 3
-    (2, 20, "<B", 0, "scan"),  # scans
-    (2, 20, "<B", 4, "scan"),
-    (2, 23, "<B", 0, "scan"),
-    (2, 23, "<B", 255, "scan"),
-    *((2, 24 + offset, *field) for offset, *field in AFTER_GROUPS),
-    *((2, 31 + offset, *field) for offset, *field in TABLES),
+    *((3, *field) for field in COUNTS),
+    (3, 18, "<I", 0x03020000, "group sizes"),  # size 0 of two passes, then size 3
+    (3, 20, "<B", 0, "scan"),  # scans
+    (3, 20, "<B", 4, "scan"),
+    (3, 23, "<B", 0, "scan"),
+    (3, 23, "<B", 255, "scan"),
+    *((3, 24 + offset, *field) for offset, *field in AFTER_GROUPS),
+    (3, 31, "<I", 1, "count"),  # num_tables < num_scales
+    *((3, 31 + offset, *field) for offset, *field in TABLES),
 ]
 
 
@@ -657,10 +676,10 @@ def test_header_fields_of_a_model_are_checked(
         _core.EntropyModel(bytes(data))
 
 
-@pytest.mark.parametrize("file_version", [1, 2])
+@pytest.mark.parametrize("file_version", [1, 3])
 def test_the_versions_are_not_mistaken_for_each_other(file_version: int) -> None:
     data = bytearray(reference.serialise(small_model(file_version)))
-    data[7] = 3 - file_version
+    data[7] = 4 - file_version
     with pytest.raises(ValueError):
         _core.EntropyModel(bytes(data))
 
@@ -779,7 +798,7 @@ def test_every_network_is_checked(version: int) -> None:
     )
 
 
-@pytest.mark.parametrize("file_version", [1, 2])
+@pytest.mark.parametrize("file_version", [1, 3])
 def test_a_model_that_promises_too_much_is_refused_before_it_is_allocated(
     file_version: int,
 ) -> None:
@@ -793,8 +812,8 @@ def test_a_model_that_promises_too_much_is_refused_before_it_is_allocated(
 
 
 def test_a_large_quantiser_that_is_not_there_is_refused() -> None:
-    """Version 2: 512 channels of y of which the file has none, behind those of s and z."""
-    model = small_model(2)
+    """Version 3: 512 channels of y of which the file has none, behind those of s and z."""
+    model = small_model(3)
     data = reference.serialise(with_nets(model, [[]] * 8))[: -2 * 8 - 253 * 10 * model.num_y]
     data = data[:12] + struct.pack("<4HB", 512, model.num_features, 1, 512, 2) + data[24:]
     with pytest.raises(ValueError, match="too short"):

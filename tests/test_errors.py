@@ -116,6 +116,8 @@ def test_missing_files_are_refused(directory: Path, file: str) -> None:
         ({"num_steps": ["one"]}, "bad or missing field"),
         ({"min_quality_before_downscale": 64}, "num_steps or quality out of range"),
         ({"min_quality_before_downscale": "low"}, "bad or missing field"),
+        ({"min_quality_per_octave": -1}, "num_steps or quality out of range"),
+        ({"min_quality_per_octave": None}, "bad or missing field"),
         ({"num_y": 1000}, "num_y is 1000"),
         ({"num_z": 1000}, "num_z is 1000"),
         ({"num_s": 1000}, "num_s is 1000"),
@@ -155,29 +157,30 @@ def test_graphs_in_each_others_place_are_refused(directory: Path) -> None:
         Decoder(directory)
 
 
-def test_latents_that_are_not_numbers_are_coded_as_symbols(model: Model) -> None:
+def test_latents_that_are_not_numbers_are_coded(model: Model) -> None:
     entropy = model.entropy
     y = np.zeros((entropy.num_y, 2, 2), np.float32)
     y[0] = [[np.nan, np.inf], [-np.inf, 1e30]]
     z = np.full((entropy.num_z, 1, 1), np.nan, np.float32)
-    symbols = entropy.round_latents(np.zeros(entropy.num_s, np.float32), z, y, 100)
-    assert symbols.y[0].tolist() == [[0, 32767], [-32768, 32767]]
-    assert not symbols.z.any()
-    again = entropy.decode(entropy.encode(symbols, 100), 100, (2, 2))
-    for name in ("s", "z", "y"):
-        assert np.array_equal(getattr(again, name), getattr(symbols, name))
+    levels = entropy.round_latents(np.zeros(entropy.num_s, np.float32), z, y, 100)
+    assert levels.y[0].tolist() == [[0, 16 * 32767], [16 * -32768, 16 * 32767]]
+    assert not levels.z.any()
+    again = entropy.decode(entropy.encode(levels, 100), 100, (2, 2))
+    for name in ("s", "z", "y"):  # to the nearest level that has a code
+        assert np.abs(getattr(again, name) - getattr(levels, name)).max() <= 16
+    assert entropy.encode(again, 100) == entropy.encode(levels, 100)
 
 
 def test_part_bits_add_up_to_the_payload(model: Model) -> None:
     entropy = model.entropy
     random = np.random.default_rng(8)
-    symbols = entropy.round_latents(
+    levels = entropy.round_latents(
         random.normal(0, 1, entropy.num_s).astype(np.float32),
         random.normal(0, 1, (entropy.num_z, 2, 2)).astype(np.float32),
         random.normal(0, 1, (entropy.num_y, 8, 6)).astype(np.float32),
         150,
     )
-    bits = entropy.part_bits(symbols, 150)
+    bits = entropy.part_bits(levels, 150)
     assert list(bits) == ["s", "z", *(f"y{p}" for p in range(entropy.num_passes))]
     ideal = sum(bits.values()) / 8
-    assert ideal - 1 <= len(entropy.encode(symbols, 150)) <= 1.002 * ideal + 2
+    assert ideal - 1 <= len(entropy.encode(levels, 150)) <= 1.002 * ideal + 2

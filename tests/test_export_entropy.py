@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from export.integer_entropy import (
     NUM_Q,
+    Coded,
     EntropyConfig,
     EntropyModel,
-    Prediction,
     lattices,
     logistic_table,
     q_tables,
@@ -33,7 +32,7 @@ CONFIG = EntropyConfig(
     hidden_z=16,
     hidden_pass=32,
 )
-Latents = tuple[np.ndarray, np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def random_model(seed: int, config: EntropyConfig = CONFIG, octaves: float = 0.3) -> EntropyModel:
@@ -51,7 +50,7 @@ def random_model(seed: int, config: EntropyConfig = CONFIG, octaves: float = 0.3
     return model
 
 
-def random_latents(seed: int, hy: int, wy: int) -> Latents:
+def random_symbols(seed: int, hy: int, wy: int) -> Arrays:
     rng = np.random.default_rng(seed)
     s = np.rint(rng.standard_t(3, CONFIG.num_s) * 2).astype(np.int32)
     z = np.rint(rng.standard_t(3, (CONFIG.num_z, (hy + 3) // 4, (wy + 3) // 4)) * 2)
@@ -59,27 +58,22 @@ def random_latents(seed: int, hy: int, wy: int) -> Latents:
     return s, z.astype(np.int32), y.astype(np.int32)
 
 
-def tensors(latents: Latents) -> tuple[Tensor, Tensor, Tensor]:
-    s, z, y = (torch.from_numpy(v)[None].float() for v in latents)
-    return s, z, y
-
-
 @torch.no_grad()
-def predictions(
-    model: EntropyModel, latents: Latents, q: int
-) -> tuple[Prediction, Prediction, Prediction]:
-    """Of s, z and y."""
-    s, z, y = tensors(latents)
-    at = torch.tensor([q])
-    context = model.context(s, model.s_gains.at(at, 0))
-    return (
-        model.s_parameters(at),
-        model.z_parameters(context, z, at, *y.shape[2:]),
-        model.y_parameters(s, z, y, at),
-    )
+def code(model: EntropyModel, symbols: Arrays, q: int) -> tuple[Coded, Coded, Coded]:
+    """s, z and y as the trainer codes them, when these are the symbols."""
+    s, z, y = (torch.from_numpy(v)[None].float() for v in symbols)
+    return model.code(s, z, y, torch.tensor([q]), given=True)
 
 
-def part_masks(model: EntropyModel, latents: Latents) -> list[tuple[int, np.ndarray]]:
+def levels_of(coded: tuple[Coded, Coded, Coded]) -> Arrays:
+    """What the core takes and gives: decoded values in sixteenths of a symbol."""
+    s, z, y = (one.value[0].double().numpy() * 16 for one in coded)
+    for v in (s, z, y):
+        np.testing.assert_array_equal(v, np.rint(v))
+    return s.astype(np.int32), z.astype(np.int32), y.astype(np.int32)
+
+
+def part_masks(model: EntropyModel, latents: Arrays) -> list[tuple[int, np.ndarray]]:
     """Of every pass in coding order: the latent it belongs to (s, z, y) and a mask over it."""
     s, z, y = latents
     masks = [(0, np.ones(s.shape, bool))]
@@ -90,9 +84,8 @@ def part_masks(model: EntropyModel, latents: Latents) -> list[tuple[int, np.ndar
 
 
 @torch.no_grad()
-def trained_bits(model: EntropyModel, latents: Latents, q: int) -> dict[str, float]:
-    parts = model.bits(*tensors(latents), torch.tensor([q]))
-    return {name: float(bits[0]) for name, bits in parts.items()}
+def trained_bits(model: EntropyModel, coded: tuple[Coded, Coded, Coded]) -> dict[str, float]:
+    return {name: float(bits[0]) for name, bits in model.bits(*coded).items()}
 
 
 @pytest.mark.parametrize("q", [0, 97, 252])
@@ -101,63 +94,63 @@ def trained_bits(model: EntropyModel, latents: Latents, q: int) -> dict[str, flo
 def test_every_prediction_equals_the_core(q: int, shape: tuple[int, int], octaves: float) -> None:
     model = random_model(q, octaves=octaves)
     core = _core.EntropyModel(serialize(model))
-    latents = random_latents(q, *shape)
-    found = predictions(model, latents, q)
-    base, table = core.indexes(*latents, q)
-    np.testing.assert_array_equal(found[2].base[0].numpy(), base)
-    np.testing.assert_array_equal(found[2].table[0].numpy(), table)
-    # what the straight-through tensors hold is what the tables stand for
-    for one in found:
-        assert torch.equal(one.m4.long(), 4 * one.base + one.table % 4)
-        assert torch.equal(one.k.long(), one.table // 4)
-        assert torch.equal(one.m4, one.m4.round()) and torch.equal(one.k, one.k.round())
+    symbols = random_symbols(q, *shape)
+    coded = code(model, symbols, q)
+    levels = levels_of(coded)
+    mean, table = core.indexes(*levels, q)
+    np.testing.assert_array_equal(coded[2].prediction.mean[0].numpy(), mean)
+    np.testing.assert_array_equal(coded[2].prediction.scale[0].numpy(), table)
+    for one, given, level in zip(coded, symbols, levels, strict=True):
+        np.testing.assert_array_equal(one.symbols[0].numpy(), given)
+        np.testing.assert_array_equal(16 * given + one.prediction.mean[0].numpy(), level)
     # s and z, and the order of everything: their tables give the same bytes
     values, tables = [], []
-    for which, mask in part_masks(model, latents):
-        values.append(latents[which][mask] - found[which].base[0].numpy()[mask])
-        tables.append(found[which].table[0].numpy()[mask])
+    for which, mask in part_masks(model, symbols):
+        values.append(symbols[which][mask])
+        tables.append(coded[which].prediction.scale[0].numpy()[mask])
     payload = _core.range_encode(
         np.concatenate(values).astype(np.int32), np.concatenate(tables).astype(np.uint16), core
     )
-    assert payload == core.encode(*latents, q)
-    for got, want in zip(core.decode(payload, q, *shape), latents, strict=True):
+    assert payload == core.encode(*levels, q)
+    for got, want in zip(core.decode(payload, q, *shape), levels, strict=True):
         np.testing.assert_array_equal(got, want)
 
 
-def test_the_comparison_covers_many_tables_and_bases() -> None:
-    tables: list[set[int]] = [set(), set(), set()]
-    bases: list[set[int]] = [set(), set(), set()]
+def test_the_comparison_covers_many_tables_and_means() -> None:
+    scales: list[set[float]] = [set(), set(), set()]
+    means: list[set[float]] = [set(), set(), set()]
     for q in (0, 97, 252):
-        found = predictions(random_model(q), random_latents(q, 16, 16), q)
-        for which, one in enumerate(found):
-            tables[which] |= set(one.table.flatten().tolist())
-            bases[which] |= set(one.base.flatten().tolist())
-    assert len(tables[0]) > 8 and len(tables[1]) > 25 and len(tables[2]) > 100
-    assert len(bases[0]) > 3 and len(bases[1]) > 5 and len(bases[2]) > 20
+        coded = code(random_model(q), random_symbols(q, 16, 16), q)
+        for which, one in enumerate(coded):
+            scales[which] |= set(one.prediction.scale.flatten().tolist())
+            means[which] |= set(one.prediction.mean.flatten().tolist())
+    assert [len(v) > n for v, n in zip(scales, (6, 8, 30), strict=True)] == [True] * 3
+    assert [len(v) > n for v, n in zip(means, (6, 30, 200), strict=True)] == [True] * 3
 
 
 def test_part_names_and_masks() -> None:
     model = random_model(0)
-    latents = random_latents(0, 5, 6)
-    assert list(trained_bits(model, latents, 9)) == ["s", "z", *(f"y{p}" for p in range(6))]
-    count = [np.zeros(v.shape, int) for v in latents]
-    for which, mask in part_masks(model, latents):
+    symbols = random_symbols(0, 5, 6)
+    parts = trained_bits(model, code(model, symbols, 9))
+    assert list(parts) == ["s", "z", *(f"y{p}" for p in range(6))]
+    count = [np.zeros(v.shape, int) for v in symbols]
+    for which, mask in part_masks(model, symbols):
         count[which] += mask
     assert all((c == 1).all() for c in count), "each symbol is coded once"
 
 
-def draw(model: EntropyModel, q: int, hy: int, wy: int, seed: int) -> Latents:
+def draw(model: EntropyModel, q: int, hy: int, wy: int, seed: int) -> Arrays:
     """Symbols from the model's own distributions, pass by pass, so that each sees its context."""
     rng = np.random.default_rng(seed)
-    latents = random_latents(seed, hy, wy)
-    for v in latents:
+    symbols = random_symbols(seed, hy, wy)
+    for v in symbols:
         v[...] = 0
-    for which, mask in part_masks(model, latents):
-        one = predictions(model, latents, q)[which]
-        scale = np.vectorize(scale_of_index)(one.k[0].numpy())
-        drawn = np.rint(rng.logistic(one.m4[0].numpy() / 4, scale)).astype(np.int32)
-        latents[which][mask] = drawn[mask]
-    return latents
+    for which, mask in part_masks(model, symbols):
+        one = code(model, symbols, q)[which].prediction
+        scale = np.vectorize(scale_of_index)(one.scale[0].numpy())
+        drawn = np.rint(rng.logistic(0.0, scale)).astype(np.int32)
+        symbols[which][mask] = drawn[mask]
+    return symbols
 
 
 @pytest.mark.parametrize("q", [40, 120, 200])
@@ -165,44 +158,67 @@ def test_trained_rate_is_the_coded_rate(q: int) -> None:
     """Symbols drawn from the model's own distributions cost what the loss says, within 1 %."""
     model = random_model(3)
     core = _core.EntropyModel(serialize(model))
-    latents = draw(model, q, 32, 32, seed=q)
-    trained = np.array(list(trained_bits(model, latents, q).values()))
-    ideal = core.part_bits(*latents, q)
+    coded = code(model, draw(model, q, 32, 32, seed=q), q)
+    trained = np.array(list(trained_bits(model, coded).values()))
+    ideal = core.part_bits(*levels_of(coded), q)
     assert trained.shape == ideal.shape
     assert (np.abs(trained - ideal) <= 0.01 * trained + 2).all(), (trained, ideal)
-    coded = 8 * len(core.encode(*latents, q))
-    assert abs(coded - trained.sum()) <= 0.01 * trained.sum() + 16
+    size = 8 * len(core.encode(*levels_of(coded), q))
+    assert abs(size - trained.sum()) <= 0.01 * trained.sum() + 16
+
+
+def test_the_rate_that_is_learnt_from_is_the_rate_of_the_symbols() -> None:
+    """Noise shapes gradients alone; a symbol of zero has one too, towards its mean."""
+    model = random_model(1)
+    at = torch.tensor([100])
+    rng = torch.Generator().manual_seed(0)
+    s, z, y = (
+        (0.2 * torch.randn((1, *v.shape), generator=rng)).requires_grad_()
+        for v in random_symbols(0, 8, 8)
+    )
+    coded = model.train().code(s, z, y, at)
+    still = model.eval().code(s, z, y, at)
+    for one, other in zip(coded, still, strict=True):
+        torch.testing.assert_close(one.bits, other.bits, rtol=1e-5, atol=1e-5)
+        assert torch.equal(one.symbols, other.symbols)
+    zeros = coded[2].symbols == 0
+    assert zeros.any()
+    (gradient,) = torch.autograd.grad(coded[2].bits[zeros].sum(), y)
+    assert (gradient[zeros] != 0).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("q", [0, 97, 252])
 def test_latents_are_rounded_and_restored_as_in_training(q: int) -> None:
-    model = random_model(q + 1)
+    model = random_model(q + 1).eval()
     entropy = runtime.EntropyModel(serialize(model))
     rng = np.random.default_rng(q)
-    s, z, y = (rng.normal(0, 4, v.shape).astype(np.float32) for v in random_latents(0, 9, 6))
-    symbols = entropy.round_latents(s, z, y, q)
+    latents = [rng.normal(0, 4, v.shape).astype(np.float32) for v in random_symbols(0, 9, 6)]
     at = torch.tensor([q])
     with torch.no_grad():
-        for gains, latent, rounded in (
-            (model.s_gains, s, symbols.s),
-            (model.z_gains, z, symbols.z),
-            (model.y_gains, y, symbols.y),
-        ):
-            trained = gains.round(torch.from_numpy(latent)[None], at)[0].numpy()
-            np.testing.assert_array_equal(rounded, trained)
-        y_hat = torch.from_numpy(symbols.y)[None].float() * model.y_gains.step(at, 2)
-        s_hat = torch.from_numpy(symbols.s)[None].float() * model.s_gains.step(at, 0)
-    np.testing.assert_allclose(entropy.visual_prompt(symbols.y, q), y_hat[0].numpy(), rtol=2e-7)
-    np.testing.assert_allclose(entropy.semantics(symbols.s, q), s_hat[0].numpy(), rtol=2e-7)
-    # a symbol is off by half a step at most
-    step = model.y_gains.step(at, 2)[0].detach().numpy()
-    assert (np.abs(y_hat[0].numpy() - y) <= 0.5001 * step).all()
+        coded = model.code(*(torch.from_numpy(v)[None] for v in latents), at)
+        s, z, y = (
+            model.dequantise(one, gains, at)[0].numpy()
+            for one, gains in zip(coded, (model.s_gains, model.z_gains, model.y_gains), strict=True)
+        )
+        step = model.step(model.y_gains.at(at, 2))[0].numpy()
+    payload = entropy.encode(entropy.round_latents(*latents, q), q)
+    levels = entropy.decode(payload, q, (9, 6))
+    for got, want in zip((levels.s, levels.z, levels.y), levels_of(coded), strict=True):
+        np.testing.assert_array_equal(got, want)
+    prompt = entropy.visual_prompt(levels, q)
+    assert prompt.dtype == np.float32 and prompt.shape == (len(y) + len(z), 9, 6)
+    np.testing.assert_allclose(prompt[: len(y)], y, rtol=3e-7)
+    i, j = np.indices((9, 6)) // 4
+    np.testing.assert_allclose(prompt[len(y) :], z[:, i, j], rtol=3e-7)
+    np.testing.assert_allclose(entropy.semantics(levels, q), s, rtol=3e-7)
+    # a latent is off by half a step and the half of a level at most
+    assert (np.abs(y - latents[2]) <= (0.5 + 1 / 32 + 1e-4) * step).all()
 
 
 def test_the_file_holds_the_steps_of_training() -> None:
     model = random_model(2)
     core = _core.EntropyModel(serialize(model))
-    assert (core.version, core.group_sizes, core.group_scans) == (2, [6, 8, 10], [3, 2, 1])
+    assert (core.version, core.group_sizes, core.group_scans) == (3, [6, 8, 10], [3, 2, 1])
     for gains, step in (
         (model.s_gains, core.s_step),
         (model.z_gains, core.z_step),
@@ -221,12 +237,12 @@ def test_an_accumulator_that_float32_cannot_hold_is_refused() -> None:
         serialize(model)
 
 
-@pytest.mark.parametrize("k", range(0, 48, 5))
-@pytest.mark.parametrize("frac", range(4))
-def test_logistic_tables(k: int, frac: int) -> None:
-    offset, freq = logistic_table(scale_of_index(k), frac / 4)
+@pytest.mark.parametrize("k", range(48))
+def test_logistic_tables(k: int) -> None:
+    offset, freq = logistic_table(scale_of_index(k))
     assert sum(freq) == 1 << 16 and min(freq) >= 1
+    assert len(freq) - 1 == 1 - 2 * offset, "symmetric"
     symbols = np.arange(offset, offset + len(freq) - 1)
-    mean = float((symbols * freq[:-1]).sum() / sum(freq[:-1]))
-    tolerance = 0.02 * scale_of_index(k) + (0.3 if scale_of_index(k) < 0.4 else 0.02)
-    assert abs(mean - frac / 4) < tolerance
+    edges = np.append(symbols - 0.5, symbols[-1] + 0.5) / scale_of_index(k)
+    pmf = np.diff(1 / (1 + np.exp(-edges)))
+    np.testing.assert_allclose(np.array(freq[:-1]) / 2**16, pmf, atol=len(freq) / 2**16)

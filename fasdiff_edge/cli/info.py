@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from .. import cpu
-from ..api import read_symbols
+from ..api import read_levels
 from ..bitstream import HEADER_BYTES, VERSION
 from ..errors import OptionError
 from ..models import load_model
@@ -55,9 +55,9 @@ def describe(data: bytes, model_name: str = "edge") -> dict[str, Any]:
       BitstreamError, ModelError: as in `Decoder.decode`.
     """
     model = load_model(model_name)
-    header, crc, symbols = read_symbols(data, model, max_pixels=2**24)
+    header, crc, levels = read_levels(data, model, max_pixels=2**24)
     coded_height, coded_width = header.coded_size
-    bits = model.entropy.part_bits(symbols, header.quality)
+    bits = model.entropy.part_bits(levels, header.quality)
     parts: dict[str, float] = {"header": HEADER_BYTES}
     parts.update({name: round(value / 8, 2) for name, value in bits.items()})
     parts["overhead"] = round(len(data) - sum(parts.values()), 2)

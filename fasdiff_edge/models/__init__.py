@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ..entropy_model import EntropyModel
 from ..errors import ModelError
 
 MANIFEST_FORMAT = 1
+REFERENCE_SIDE = 256  # pixels
 MANIFEST, ANALYSIS, SYNTHESIS, ENTROPY = (
     "manifest.json",
     "analysis.onnx",
@@ -40,7 +42,9 @@ class Model:
       entropy: the integer entropy model; `entropy.model_id` is the model's id.
       num_steps: the numbers of sampler steps that the synthesis graph supports.
       min_quality_before_downscale: 0..63; the budget search would rather code a smaller image
-        than go below this quality.
+        than go below this quality, at 256x256.
+      min_quality_per_octave: what is added to it for each doubling of both sides: the same
+        quality leaves less of a larger face.
     """
 
     name: str
@@ -49,6 +53,13 @@ class Model:
     entropy: EntropyModel
     num_steps: tuple[int, ...]
     min_quality_before_downscale: float
+    min_quality_per_octave: float
+
+    def min_quality(self, height: int, width: int) -> int:
+        """The least quality, in quarter steps, at which so many coded pixels are worth coding."""
+        octaves = max(0.0, math.log2(math.sqrt(height * width) / REFERENCE_SIDE))
+        quality = self.min_quality_before_downscale + octaves * self.min_quality_per_octave
+        return min(math.ceil(4 * quality), MAX_QUALITY)
 
     def read(self, file: str) -> bytes:
         """Contents of one of the model's files, checked against the manifest.
@@ -79,6 +90,7 @@ def load_model(model: str | os.PathLike[str]) -> Model:
         model_id = str(manifest["model_id"])
         num_steps = tuple(int(value) for value in manifest["num_steps"])
         min_quality = float(manifest["min_quality_before_downscale"])
+        per_octave = float(manifest["min_quality_per_octave"])
         shape = {key: int(manifest[key]) for key in ("num_s", "num_z", "num_y")}
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{directory / MANIFEST}: bad or missing field: {error}") from error
@@ -96,9 +108,9 @@ def load_model(model: str | os.PathLike[str]) -> Model:
                 f"{directory / MANIFEST}: {key} is {expected}, "
                 f"but the entropy model has {getattr(entropy, key)}"
             )
-    if not num_steps or not 0 <= min_quality <= MAX_QUALITY / 4:
+    if not num_steps or not all(0 <= v <= MAX_QUALITY / 4 for v in (min_quality, per_octave)):
         raise ModelError(f"{directory / MANIFEST}: num_steps or quality out of range")
-    return Model(title, directory, manifest, entropy, num_steps, min_quality)
+    return Model(title, directory, manifest, entropy, num_steps, min_quality, per_octave)
 
 
 def installed() -> str:

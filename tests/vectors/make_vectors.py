@@ -4,7 +4,7 @@ They come from the Python reference alone, so that the C++ core is checked again
 it did not write. Released streams never change: this refuses to write into a directory that holds
 any. A new version of the format or of the model file gets a directory of its own.
 
-    python tests/vectors/make_vectors.py tests/vectors/v2
+    python tests/vectors/make_vectors.py tests/vectors/v3
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import reference
 
 SEED = 20240607
-MODEL_VERSION = 2
+MODEL_VERSION = 3
 SHAPE = {"group_sizes": (2, 3, 3), "group_scans": (3, 2, 1)}  # every kind of scan
 # name, width, height, scale, quality in quarter steps, how the symbols are chosen
 STREAMS = [
@@ -43,7 +43,7 @@ STREAMS = [
 def choose_symbols(
     rng: np.random.Generator, model: reference.Model, kind: str, q: int, hy: int, wy: int
 ) -> tuple[reference.Int, reference.Int, reference.Int]:
-    """(s, z, y) of a stream."""
+    """Levels (s, z, y) of a stream."""
     if kind == "sampled":  # the decoder turns random bytes into what the model finds likely
         return reference.decode_latents(model, rng.bytes(8192), q, hy, wy)
     if kind == "zero bytes":  # every symbol the first of its table: a message of zeros
@@ -52,7 +52,8 @@ def choose_symbols(
     if kind == "zero":
         s, z, y = 0 * s, 0 * z, 0 * y
     if kind == "extremes":
-        s, z, y = (np.where(a % 2 == 0, -32768, 32767) for a in (s, z, y))
+        unit = 1 << model.unit_bits
+        s, z, y = (np.where(a % 2 == 0, -32768 * unit, 32767 * unit) for a in (s, z, y))
     return s, z, y
 
 
@@ -74,6 +75,7 @@ def main() -> int:
         hy, wy = (math.ceil(math.ceil(side / 2**scale) / 16) for side in (height, width))
         s, z, y = choose_symbols(rng, model, kind, quality, hy, wy)
         payload = reference.encode_latents(model, s, z, y, quality)
+        s, z, y = reference.decode_latents(model, payload, quality, hy, wy)
         file = reference.pack_file(
             payload, int.from_bytes(model_id, "big"), width, height, quality, scale
         )
