@@ -21,7 +21,7 @@ PACKAGE := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
 CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
 PYTHON_DIRS := fasdiff_edge export benchmarks scripts examples tests
 
-.PHONY: demo test test-cpp test-python lint mypy format wheel clean
+.PHONY: demo test test-cpp test-conformance test-python lint mypy format wheel clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python scripts/demo.py --output build/demo $(if $(IMAGE),--image '$(IMAGE)')
@@ -37,6 +37,21 @@ test-cpp:
 	  -DFASDIFF_BUILD_TESTS=ON -DFASDIFF_SANITIZE=ON
 	cmake --build build/sanitized --parallel $(JOBS)
 	ctest --test-dir build/sanitized --verbose --no-tests=error
+
+# The integers of every platform (docs/conformance.md): unoptimised, without vector kernels, and for
+# 64-bit Arm under an emulator.
+CONFORMANCE := -DFASDIFF_BUILD_TESTS=ON
+test-conformance:
+	cmake -S . -B build/conformance-O0 $(CONFORMANCE) -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS=-O0
+	cmake -S . -B build/conformance-scalar $(CONFORMANCE) -DFASDIFF_SIMD=OFF
+	cmake -S . -B build/conformance-aarch64 $(CONFORMANCE) \
+	  -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/cmake/aarch64-linux.cmake
+	for build in O0 scalar aarch64; do \
+	  cmake --build build/conformance-$$build --parallel $(JOBS) \
+	    --target verify_vectors --target core_tests; \
+	  ctest --test-dir build/conformance-$$build --verbose --no-tests=error \
+	    -R '^(verify_vectors|core_tests)$$'; \
+	done
 
 # The whole suite with each inference engine. Tests that take the engine as a parameter run with both
 # in the first pass, and bear its name.
