@@ -143,7 +143,7 @@ class Trainer:
             [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
         )
         if state:
-            self.ema = {k: v.float() for k, v in state["ema"].items()}
+            self.ema = {k: state["ema"][k].float() for k in self.ema}  # in the model's order
             self.fresh = False
             for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
                 # a checkpoint from before a regrouping, or of weights alone, starts them afresh
