@@ -125,12 +125,12 @@ void DecodeMutant(const EntropyModel& model, const Bytes& file, const FileHeader
     CHECK(lenient == Status::kOk || IsStreamError(lenient));
     if (lenient == Status::kOk) {
       ++tally->decoded_truncated;
-      CHECK(InRange(latents));
+      CHECK(InRange(model, latents));
     }
   }
   if (status != Status::kOk) return;
   ++tally->decoded;
-  CHECK(InRange(latents));
+  CHECK(InRange(model, latents));
   // What was read can be written, and reads the same.
   Bytes again;
   Latents second(model, size);

@@ -31,10 +31,11 @@ inline Status Decode(const EntropyModel& model, const uint8_t* payload, size_t p
                        out->z.data(), out->y.data());
 }
 
-inline bool InRange(const Latents& latents) {
+inline bool InRange(const EntropyModel& model, const Latents& latents) {
+  const int32_t unit = 1 << model.unit_bits();
   for (const std::vector<int32_t>* part : {&latents.s, &latents.z, &latents.y}) {
     for (const int32_t v : *part) {
-      if (v < kMinSymbol || v > kMaxSymbol) return false;
+      if (v < kMinSymbol * unit || v > kMaxSymbol * unit) return false;
     }
   }
   return true;
