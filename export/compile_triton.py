@@ -1,6 +1,6 @@
 """Compile the Triton kernels ahead of time, on a machine without a GPU, for the devices we name.
 
-    python -m export.compile_triton build/triton
+    python export/compile_triton.py build/triton        # with fasdiff-edge[triton] installed
 
 Writes one `<kernel>.sm_<xx>.cubin` each and prints what a thread and a block take, and the least
 time that the memory of each device allows the split and the merge (bytes moved over its published

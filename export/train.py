@@ -338,7 +338,7 @@ def rate_distortion(settings: Settings, rows: list[tuple[float, ...]]) -> float:
         lam = float(rate_lambda(settings, torch.tensor(q)))
         mse = 255**2 * 10 ** (-psnr / 10)
         total += (lam * mse + 8 * size / VALIDATE_SIZE**2) * (lam / REFERENCE_LAMBDA) ** -BALANCE
-    return total / len(rows)
+    return float(total / len(rows))
 
 
 @torch.no_grad()
