@@ -91,9 +91,10 @@ class Encoder:
     ) -> bytes:
         """Take the first scale, from `first` down, that fits at an acceptable quality."""
         *larger, last = range(first, bitstream.MAX_SCALE + 1)
+        height, width = image.shape[:2]
         floors = {
             scale: min(
-                self._model.min_quality(*bitstream.coded_size(*image.shape[:2], scale)), highest
+                self._model.min_quality(*bitstream.coded_size(height, width, scale)), highest
             )
             for scale in larger
         }
