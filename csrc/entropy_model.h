@@ -27,10 +27,10 @@
 //   y pass t of group g: num_features + sizes of groups before g + (t ? size[g] : 0)
 //                        -> 2 * size[g], means before scales.
 //
-// Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift u8 z_shift (0..7)
-// follows scale_shift; groups have no scan, which is 2; instead of s_mean and s_scale come (i16
-// base, u16 table) for each component of s, then for each channel of z; only y has a quantiser;
-// there are no z passes, h_s_z takes num_z, h_s_y that + 1 (the quality).
+// Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift
+// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2; instead of s_mean and
+// s_scale come (i16 base, u16 table) for each component of s, then for each channel of z; only y
+// has a quantiser; there are no z passes, h_s_z takes num_z, h_s_y that + 1 (the quality).
 #ifndef FASDIFF_CSRC_ENTROPY_MODEL_H_
 #define FASDIFF_CSRC_ENTROPY_MODEL_H_
 
