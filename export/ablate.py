@@ -4,7 +4,8 @@
     python -m export.train --out OUT ... (and the same from RUN)
 
 `gate`: the gated branches become one convolution over all bands, which starts as the same two
-branches and could learn anything that they can; `semantics`: s is zero, and costs nothing.
+branches and could learn anything that they can; `semantics`: s is zero before it is coded, so that
+it tells nothing (the bits that its prior asks for a zero are still counted).
 Optimisers start afresh, as they must in a run to compare with.
 """
 

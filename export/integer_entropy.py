@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -147,92 +148,77 @@ def q_tables(log2_gain: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return step, gain, offset
 
 
-@dataclass
-class Prediction:
+def predict(net_output: Tensor, log2_gain: Tensor) -> tuple[Tensor, Tensor]:
     """What the decoder knows of a symbol before it reads it; both straight-through integers.
 
+    Args:
+      net_output: means, then scales, along the channels: integers, in sixteenths of a latent unit
+        and of an index.
+      log2_gain: of the channels, shaped to broadcast.
+    Returns:
+      Mean in sixteenths of a symbol, index of the table.
+    """
+    mean, scale = net_output.chunk(2, 1)
+    _, gain, offset = q_tables(log2_gain)
+    mean_hard = round_shift(mean.detach().long() * gain, MEAN_SHIFT).clamp(MIN_MEAN, MAX_MEAN)
+    scale_hard = round_shift(scale.detach().long() + offset, SCALE_SHIFT).clamp(0, NUM_SCALES - 1)
+    scale_soft = scale / (1 << SCALE_BITS) + log2_gain * SCALES_PER_OCTAVE
+    return (
+        straight_through(mean * torch.exp2(log2_gain), mean_hard.float()),
+        straight_through(scale_soft, scale_hard.float()),
+    )
+
+
+class Coded(NamedTuple):
+    """A latent after coding: tensors of one shape, zero where no pass has coded them yet.
+
     Attributes:
-      mean: in sixteenths of a symbol; scale: index of the table.
+      mean, scale: as `predict` gives them.
+      symbols: what the file holds: the distance from the mean, rounded.
+      bits: of each symbol.
     """
 
     mean: Tensor
     scale: Tensor
-
-    @classmethod
-    def of(cls, mean: Tensor, scale: Tensor, log2_gain: Tensor) -> Prediction:
-        """From the integer outputs of a network: sixteenths of a latent unit, of an index."""
-        _, gain, offset = q_tables(log2_gain)
-        mean_hard = round_shift(mean.detach().long() * gain, MEAN_SHIFT)
-        mean_hard = mean_hard.clamp(MIN_MEAN, MAX_MEAN)
-        scale_hard = round_shift(scale.detach().long() + offset, SCALE_SHIFT)
-        scale_hard = scale_hard.clamp(0, NUM_SCALES - 1)
-        scale_soft = scale / (1 << SCALE_BITS) + log2_gain * SCALES_PER_OCTAVE
-        return cls(
-            straight_through(mean * torch.exp2(log2_gain), mean_hard.float()),
-            straight_through(scale_soft, scale_hard.float()),
-        )
-
-
-@dataclass
-class Coded:
-    """A latent after coding, at all of its positions or, where masked, zero.
-
-    Attributes:
-      symbols: what the file holds: the distance from the predicted mean, rounded.
-      value: what the decoder then has, in symbols: symbols + mean.
-      bits: of each symbol.
-    """
-
-    prediction: Prediction
     symbols: Tensor
-    value: Tensor
     bits: Tensor
 
+    @property
+    def value(self) -> Tensor:
+        """What the decoder has, in symbols."""
+        return self.symbols + self.mean * 2.0**-MEAN_BITS
+
     @classmethod
-    def of(cls, latent: Tensor, prediction: Prediction, *, given: bool, noisy: bool) -> Coded:
+    def of(cls, latent: Tensor, mean: Tensor, scale: Tensor, *, given: bool, noisy: bool) -> Coded:
         """
         Args:
           latent: in symbols, unrounded; or the symbols themselves where `given`.
+          mean, scale: as `predict` gives them.
           noisy: take the gradient of the rate towards the latent and the mean at uniform noise
             instead of the rounding (Balle et al., ICLR 2017): a symbol of zero has no gradient
             otherwise. The value is that of the rounding.
         """
-        mean = prediction.mean * 2.0**-MEAN_BITS
-        residual = latent if given else latent - mean
+        residual = latent if given else latent - mean * 2.0**-MEAN_BITS
         symbols = straight_through(residual, torch.floor(residual + 0.5))
-        bits = symbol_bits(symbols.detach() if noisy else symbols, prediction.scale)
+        bits = symbol_bits(symbols.detach() if noisy else symbols, scale)
         if noisy:
             noise = torch.rand_like(residual) - 0.5
-            soft = symbol_bits(residual + noise, prediction.scale.detach())
+            soft = symbol_bits(residual + noise, scale.detach())
             bits = straight_through(bits + soft, bits)
-        return cls(prediction, symbols, symbols + mean, bits)
+        return cls(mean, scale, symbols, bits)
 
     def on(self, lattice: Tensor) -> Coded:
         """The same, zero where `lattice` is 0."""
-        p = Prediction(self.prediction.mean * lattice, self.prediction.scale * lattice)
-        return Coded(p, self.symbols * lattice, self.value * lattice, self.bits * lattice)
+        return Coded(*(tensor * lattice for tensor in self))
 
-    def __add__(self, other: Coded) -> Coded:
-        p, o = self.prediction, other.prediction
-        return Coded(
-            Prediction(p.mean + o.mean, p.scale + o.scale),
-            self.symbols + other.symbols,
-            self.value + other.value,
-            self.bits + other.bits,
-        )
+    def joined(self, other: Coded) -> Coded:
+        """Both, where each is zero at the other's positions."""
+        return Coded(*(a + b for a, b in zip(self, other, strict=True)))
 
     @staticmethod
     def cat(parts: list[Coded]) -> Coded:
         """Joined along the channels."""
-        return Coded(
-            Prediction(
-                torch.cat([p.prediction.mean for p in parts], 1),
-                torch.cat([p.prediction.scale for p in parts], 1),
-            ),
-            torch.cat([p.symbols for p in parts], 1),
-            torch.cat([p.value for p in parts], 1),
-            torch.cat([p.bits for p in parts], 1),
-        )
+        return Coded(*(torch.cat(tensors, 1) for tensors in zip(*parts, strict=True)))
 
 
 def output(cin: int, channels: int) -> IntegerConv2d:
@@ -346,8 +332,7 @@ class EntropyModel(nn.Module):
             )
 
         def take(latent: Tensor, net_output: Tensor, gain: Tensor) -> Coded:
-            mean, scale = net_output.chunk(2, 1)
-            return Coded.of(latent, Prediction.of(mean, scale, gain), given=given, noisy=noisy)
+            return Coded.of(latent, *predict(net_output, gain), given=given, noisy=noisy)
 
         s_coded = take(s, self.s_output().expand(len(q), -1), s_gain)
         s_context = self.context(s_coded.value, s_gain)
@@ -356,7 +341,7 @@ class EntropyModel(nn.Module):
         even, odd = lattices(2, *z.shape[2:])
         z_coded = take(z, self.z_passes[0](known), z_gain).on(even)
         known = torch.cat([known, self.context(z_coded.value, z_gain)], 1)
-        z_coded = z_coded + take(z, self.z_passes[1](known), z_gain).on(odd)
+        z_coded = z_coded.joined(take(z, self.z_passes[1](known), z_gain).on(odd))
 
         known = self.features(s_context, self.context(z_coded.value, z_gain), q, *y.shape[2:])
         groups = []
@@ -368,7 +353,7 @@ class EntropyModel(nn.Module):
             group = take(latent, next(passes)(known), gain).on(first)
             for lattice in later:
                 seen = torch.cat([known, self.context(group.value, gain)], 1)
-                group = group + take(latent, next(passes)(seen), gain).on(lattice)
+                group = group.joined(take(latent, next(passes)(seen), gain).on(lattice))
             known = torch.cat([known, self.context(group.value, gain)], 1)
             groups.append(group)
             done += size

@@ -107,7 +107,7 @@ class ModelConfig:
     """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16.
 
     gated, semantics: False for ablations (`export/ablate.py`): one plain convolution over all
-    bands in place of gated branches; s is always zero.
+    bands in place of gated branches; s is zero before it is coded.
     """
 
     w4: int = 64
@@ -190,8 +190,8 @@ class Student(nn.Module):
     Args of forward: prompt [B, Cy + Cz, h, w], y_hat and, repeated at its positions, z_hat;
     s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled inside by realism, so that realism 0 is
     deterministic: the posterior mean); realism [B] in [0, 1]; quality [B] in [0, 1], how finely y
-    was quantised. Frequency-domain modulation: s,
-    realism and quality give separate scales and shifts to the low and to the high bands.
+    was quantised. Frequency-domain modulation: s, realism and quality give separate scales and
+    shifts to the low and to the high bands.
     """
 
     scale: Tensor

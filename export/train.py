@@ -219,8 +219,8 @@ class Trainer:
         bands = split_bands(image)
         out, parts = self.model(bands, q, realism, noise)
         bpp = torch.stack(list(parts.values())).sum(0) / (size * size)
-        weight = s.face_weight[0] + s.face_weight[1] * near
-        mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2
+        focus = s.face_weight[0] + s.face_weight[1] * near
+        mse = ((out - bands).square().mean(1) * focus).mean((1, 2)) * 127.5**2
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)
@@ -352,12 +352,11 @@ def evaluate(
         total = np.zeros(3)
         for face in faces:
             x = torch.from_numpy(read_square(face, VALIDATE_SIZE))
+            original = split_bands(x)
             psnr = []
             for realism in (0.0, 1.0):
-                noise = torch.zeros(1, 48, 64, 64)
-                bands, parts = model(
-                    split_bands(x), torch.tensor([q]), torch.tensor([realism]), noise
-                )
+                dial, noise = torch.tensor([realism]), torch.zeros_like(original)
+                bands, parts = model(original, torch.tensor([q]), dial, noise)
                 mse = (merge_bands(bands).clamp(0, 255).round() - x).square().mean().item()
                 psnr.append(10 * np.log10(255**2 / mse))
             size = 12 + sum(float(b.sum()) for b in parts.values()) / 8

@@ -98,16 +98,16 @@ def test_every_prediction_equals_the_core(q: int, shape: tuple[int, int], octave
     coded = code(model, symbols, q)
     levels = levels_of(coded)
     mean, table = core.indexes(*levels, q)
-    np.testing.assert_array_equal(coded[2].prediction.mean[0].numpy(), mean)
-    np.testing.assert_array_equal(coded[2].prediction.scale[0].numpy(), table)
+    np.testing.assert_array_equal(coded[2].mean[0].numpy(), mean)
+    np.testing.assert_array_equal(coded[2].scale[0].numpy(), table)
     for one, given, level in zip(coded, symbols, levels, strict=True):
         np.testing.assert_array_equal(one.symbols[0].numpy(), given)
-        np.testing.assert_array_equal(16 * given + one.prediction.mean[0].numpy(), level)
+        np.testing.assert_array_equal(16 * given + one.mean[0].numpy(), level)
     # s and z, and the order of everything: their tables give the same bytes
     values, tables = [], []
     for which, mask in part_masks(model, symbols):
         values.append(symbols[which][mask])
-        tables.append(coded[which].prediction.scale[0].numpy()[mask])
+        tables.append(coded[which].scale[0].numpy()[mask])
     payload = _core.range_encode(
         np.concatenate(values).astype(np.int32), np.concatenate(tables).astype(np.uint16), core
     )
@@ -122,8 +122,8 @@ def test_the_comparison_covers_many_tables_and_means() -> None:
     for q in (0, 97, 252):
         coded = code(random_model(q), random_symbols(q, 16, 16), q)
         for which, one in enumerate(coded):
-            scales[which] |= set(one.prediction.scale.flatten().tolist())
-            means[which] |= set(one.prediction.mean.flatten().tolist())
+            scales[which] |= set(one.scale.flatten().tolist())
+            means[which] |= set(one.mean.flatten().tolist())
     assert [len(v) > n for v, n in zip(scales, (6, 8, 30), strict=True)] == [True] * 3
     assert [len(v) > n for v, n in zip(means, (6, 30, 200), strict=True)] == [True] * 3
 
@@ -146,7 +146,7 @@ def draw(model: EntropyModel, q: int, hy: int, wy: int, seed: int) -> Arrays:
     for v in symbols:
         v[...] = 0
     for which, mask in part_masks(model, symbols):
-        one = code(model, symbols, q)[which].prediction
+        one = code(model, symbols, q)[which]
         scale = np.vectorize(scale_of_index)(one.scale[0].numpy())
         drawn = np.rint(rng.logistic(0.0, scale)).astype(np.int32)
         symbols[which][mask] = drawn[mask]

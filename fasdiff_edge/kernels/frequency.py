@@ -25,6 +25,23 @@ _ROUND = tl.constexpr(12582912.0)
 
 
 @triton.jit
+def _place(image, bands, height, width, rows, columns, BLOCK: tl.constexpr):
+    """Where a program works, in the grid (blocks of a row, rows, images).
+
+    Returns the image, the bands at the program's blocks, the size of a band, the pixels (y, x) at
+    the corners of the blocks, and which blocks there are.
+    """
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    row = tl.program_id(1)
+    number = tl.program_id(2).to(tl.int64)
+    plane = rows.to(tl.int64) * columns
+    image += number * height * width * 3
+    bands += number * 48 * plane + row * columns + column
+    y = tl.full((BLOCK,), 0, tl.int32) + 4 * row
+    return image, bands, plane, y, 4 * column, column < columns
+
+
+@triton.jit
 def _reflect(at, side):
     """Half-sample symmetric reflection of an index into 0 .. side - 1."""
     at = at % (2 * side)
@@ -94,14 +111,7 @@ def split_kernel(image, bands, height, width, rows, columns, BLOCK: tl.constexpr
 
     Grid: (blocks of a row, rows, B).
     """
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.program_id(1)
-    number = tl.program_id(2).to(tl.int64)
-    mask = column < columns
-    plane = rows.to(tl.int64) * columns
-    image += number * height * width * 3
-    bands += number * 48 * plane + row * columns + column
-    y, x = 4 * row, 4 * column
+    image, bands, plane, y, x, mask = _place(image, bands, height, width, rows, columns, BLOCK)
     a0, a1, a2 = _split_quarter(image, bands, plane, y, x, height, width, 0, mask)
     b0, b1, b2 = _split_quarter(image, bands, plane, y, x + 2, height, width, 1, mask)
     c0, c1, c2 = _split_quarter(image, bands, plane, y + 2, x, height, width, 2, mask)
@@ -163,14 +173,7 @@ def _merge_quarter(
 @triton.jit(do_not_specialize=_SIZES)
 def merge_kernel(bands, image, height, width, rows, columns, BLOCK: tl.constexpr):
     """float32 bands [B, 48, rows, columns] -> uint8 image [B, height, width, 3]; grid as split."""
-    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    row = tl.program_id(1)
-    number = tl.program_id(2).to(tl.int64)
-    mask = column < columns
-    plane = rows.to(tl.int64) * columns
-    image += number * height * width * 3
-    bands += number * 48 * plane + row * columns + column
-    y, x = tl.full((BLOCK,), 0, tl.int32) + 4 * row, 4 * column
+    image, bands, plane, y, x, mask = _place(image, bands, height, width, rows, columns, BLOCK)
     a0, b0, c0, d0 = _load_level2(bands, plane, 0, mask)
     a1, b1, c1, d1 = _load_level2(bands, plane, 1, mask)
     a2, b2, c2, d2 = _load_level2(bands, plane, 2, mask)
