@@ -254,6 +254,24 @@ std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> Dec
   return {std::move(s), std::move(z), std::move(y)};
 }
 
+std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> CodedPy(
+    const EntropyModel& model, const py::array& s, const py::array& z, const py::array& y, int q) {
+  const LatentSize size = SizeOf(model, y);
+  const LatentsView latents = View(model, s, z, y, size);
+  py::array_t<int32_t> coded_s(model.num_s);
+  py::array_t<int32_t> coded_z({model.num_z, size.hz(), size.wz()});
+  py::array_t<int32_t> coded_y({model.num_y, size.hy, size.wy});
+  int32_t *s_out = coded_s.mutable_data(), *z_out = coded_z.mutable_data(),
+          *y_out = coded_y.mutable_data();
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = CodedLevels(model, latents, size, q, s_out, z_out, y_out);
+  }
+  Check(status);
+  return {std::move(coded_s), std::move(coded_z), std::move(coded_y)};
+}
+
 py::array_t<double> PartBitsPy(const EntropyModel& model, const py::array& s, const py::array& z,
                                const py::array& y, int q) {
   const LatentSize size = SizeOf(model, y);
@@ -342,6 +360,11 @@ PYBIND11_MODULE(_core, m) {
                              [](const EntropyModel& e) {
                                return std::vector<int>(e.group_scan, e.group_scan + e.num_groups);
                              })
+      .def_property_readonly("residual_from",
+                             [](const EntropyModel& e) -> py::object {
+                               if (e.residual_from == kNoResidual) return py::none();
+                               return py::int_(e.residual_from);
+                             })
       .def_readonly("version", &EntropyModel::version)
       .def_property_readonly("unit_bits", &EntropyModel::unit_bits)
       .def_property_readonly("s_step",
@@ -350,6 +373,7 @@ PYBIND11_MODULE(_core, m) {
                              [](const EntropyModel& e) { return StepTable(e, e.z, e.num_z); })
       .def_property_readonly("y_step",
                              [](const EntropyModel& e) { return StepTable(e, e.y, e.num_y); })
+      .def("coded", &CodedPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
       .def("encode", &EncodePy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
       .def("decode", &DecodePy, py::arg("payload"), py::arg("q"), py::arg("hy"), py::arg("wy"),
            py::arg("truncated_ok") = false)

@@ -24,6 +24,8 @@ struct CdfTable {
   int32_t likely = -1;        // The same if it is worth looking at first, else -1.
   std::vector<uint32_t> cdf;  // [num_regular + 2], and kCdfPadding more of 65536.
 
+  bool IsRegular(int32_t value) const { return value >= offset && value < offset + num_regular; }
+
   uint32_t Frequency(int32_t index) const {
     const size_t i = static_cast<size_t>(index);
     return cdf[i + 1] - cdf[i];

@@ -26,6 +26,7 @@ struct Prediction {
   int32_t base = 0;
   int32_t likely = 0;
   uint16_t table = 0;
+  bool priced = false;  // Whether an encoder weighs the bits of a value against its error.
 };
 
 Prediction Predict(const EntropyModel& model, const StaticCode& code) {
@@ -178,7 +179,10 @@ class Predictor {
   // `group_channel` is c minus the first channel of its group, which has `group_size` channels.
   Prediction YAt(int c, int group_channel, int group_size, size_t at) const {
     const int16_t* out = y_output_.At(at);
-    return Predict(model_, model_.y, q_, c, out[group_channel], out[group_size + group_channel]);
+    Prediction p =
+        Predict(model_, model_.y, q_, c, out[group_channel], out[group_size + group_channel]);
+    p.priced = c >= model_.num_base();
+    return p;
   }
 
   void LearnY(int c, size_t at, int32_t level) {
@@ -202,7 +206,7 @@ class Predictor {
 
   // The quality; where the position lies in the image, on -64..63; the size of y.
   void SetPlanes(int i, int j, int rows, int columns, int16_t* to) const {
-    to[0] = static_cast<int16_t>(q_ >> 1);
+    to[0] = static_cast<int16_t>(model_.BaseQuality(q_) >> 1);
     if (planes_ == 1) return;
     to[1] = static_cast<int16_t>((2 * i + 1) * 64 / rows - 64);
     to[2] = static_cast<int16_t>((2 * j + 1) * 64 / columns - 64);
@@ -268,6 +272,7 @@ Status ForEachLevel(const EntropyModel& model, LatentSize size, int q, const Vis
   int pass = 0;
   for (int g = 0; g < model.num_groups; ++g) {
     const int group_size = model.group_size[g];
+    if (!model.IsCoded(g, q)) continue;  // The last one.
     for (int step = 0; step < model.group_scan[g]; ++step, ++pass) {
       const Lattice lattice = LatticeOf(model.group_scan[g], step);
       predictor.PredictY(pass, lattice);
@@ -325,6 +330,7 @@ class ValueSource {
 
 Status DecodeFrom(ValueSource* source, const EntropyModel& model, LatentSize size, int q,
                   int32_t* s, int32_t* z, int32_t* y) {
+  std::fill_n(y, static_cast<size_t>(model.num_y) * size.y_plane(), 0);  // Where nothing is coded.
   const Status status =
       ForEachLevel(model, size, q, [&](int part, size_t at, const Prediction& p, int32_t* level) {
         const Status got = source->Get(model, p, level);
@@ -345,10 +351,45 @@ bool AllInRange(const EntropyModel& model, const LatentsView& latents, LatentSiz
          InRange(range, latents.y, static_cast<size_t>(model.num_y) * size.y_plane());
 }
 
-// The value that codes the level nearest to *level, which becomes that one.
-int32_t Quantise(const LevelRange& range, const Prediction& p, int32_t* level) {
+// log2 of n in 1/256, rounded down; n in 1 .. 65535.
+int32_t Log2(uint32_t n) {
+  int32_t whole = 0;
+  while (n >> (whole + 1) != 0) ++whole;
+  uint32_t mantissa = n << (15 - whole);  // Q15, 1 .. 2.
+  int32_t bits = whole;
+  for (int bit = 0; bit < 8; ++bit) {
+    const uint32_t square = (mantissa * mantissa) >> 15;
+    bits = 2 * bits + static_cast<int32_t>(square >> 16);
+    mantissa = square >> (square >> 16);
+  }
+  return bits;
+}
+
+// 128 times the squared error of a value in 1/16 of a symbol, plus 15 times its bits in 1/256: the
+// slope of distortion over rate of a uniform quantiser, 15 / 128 squared symbols a bit.
+int64_t Cost(const CdfTable& table, int32_t value, int64_t error) {
+  const int64_t bits = 16 * 256 - Log2(table.Frequency(value - table.offset));
+  return 128 * error * error + 15 * bits;
+}
+
+// The value that codes the level nearest to *level, which becomes that one. Where the prediction is
+// priced, the value next to it towards zero may be worth more: among small neighbours, where a
+// value other than zero is improbable, it takes more to be coded. A level that has a code keeps it.
+int32_t Quantise(const EntropyModel& model, const LevelRange& range, const Prediction& p,
+                 int32_t* level) {
   const int32_t unit = 1 << range.unit_bits;
   int32_t value = static_cast<int32_t>(RoundShift(int64_t{*level} - p.base, range.unit_bits));
+  if (p.priced && value != 0 && p.base + value * unit != *level) {
+    const CdfTable& table = model.tables[p.table];
+    const int32_t smaller = value < 0 ? value + 1 : value - 1;
+    if (table.IsRegular(value) && table.IsRegular(smaller)) {
+      const int64_t target = int64_t{*level} - p.base;
+      if (Cost(table, smaller, target - int64_t{smaller} * unit) <
+          Cost(table, value, target - int64_t{value} * unit)) {
+        value = smaller;
+      }
+    }
+  }
   if (p.base + value * unit > range.highest) --value;
   if (p.base + value * unit < range.lowest) ++value;
   *level = p.base + value * unit;
@@ -377,7 +418,7 @@ Status VisitValues(const EntropyModel& model, const LatentsView& latents, Latent
   return ForEachLevel(model, size, q,
                       [&](int part, size_t at, const Prediction& p, int32_t* level) {
                         *level = Source(latents, part)[at];
-                        sink->Put(part, model.tables[p.table], Quantise(range, p, level));
+                        sink->Put(part, model.tables[p.table], Quantise(model, range, p, level));
                         return Status::kOk;
                       });
 }
@@ -403,16 +444,34 @@ Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t p
   return DecodeFrom(&lenient, model, size, q, s, z, y);
 }
 
+Status CodedLevels(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
+                   int32_t* s, int32_t* z, int32_t* y) {
+  const Status status = CheckArguments(size, model, q);
+  if (status != Status::kOk) return status;
+  if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
+  const LevelRange range(model);
+  std::fill_n(y, static_cast<size_t>(model.num_y) * size.y_plane(), 0);
+  return ForEachLevel(model, size, q,
+                      [&](int part, size_t at, const Prediction& p, int32_t* level) {
+                        *level = Source(latents, part)[at];
+                        Quantise(model, range, p, level);
+                        (part == 0 ? s : part == 1 ? z : y)[at] = *level;
+                        return Status::kOk;
+                      });
+}
+
 Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
                       int32_t* base, uint16_t* table) {
   const Status status = CheckArguments(size, model, q);
   if (status != Status::kOk) return status;
   if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
   const LevelRange range(model);
+  std::fill_n(base, static_cast<size_t>(model.num_y) * size.y_plane(), 0);
+  std::fill_n(table, static_cast<size_t>(model.num_y) * size.y_plane(), uint16_t{0});
   return ForEachLevel(model, size, q,
                       [&](int part, size_t at, const Prediction& p, int32_t* level) {
                         *level = Source(latents, part)[at];
-                        Quantise(range, p, level);
+                        Quantise(model, range, p, level);
                         if (part >= 2) {
                           base[at] = p.base;
                           table[at] = p.table;

@@ -68,6 +68,10 @@ Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, Late
 Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t payload_size,
                      LatentSize size, int q, bool truncated_ok, int32_t* s, int32_t* z, int32_t* y);
 
+// The nearest levels that have a code, into s, z and y. Errors as VisitValues.
+Status CodedLevels(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
+                   int32_t* s, int32_t* z, int32_t* y);
+
 // What a decoder uses for each symbol of y: base and table are [Cy, hy, wy] like y.
 // kBadLatentShape, kBadQuality, kSymbolOutOfRange.
 Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,

@@ -57,7 +57,7 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   if (std::memcmp(magic, kMagic, sizeof(kMagic)) != 0) return Status::kModelBadMagic;
   m->version = in->U8();
   if (!in->ok()) return Status::kModelTruncated;
-  if (m->version != 1 && m->version != 3) return Status::kModelBadMagic;
+  if (m->version != 1 && m->version != 4) return Status::kModelBadMagic;
   m->num_s = in->U16();
   m->num_z = in->U16();
   m->num_y = in->U16();
@@ -76,6 +76,7 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
     sum += m->group_size[g];
     bad_group = bad_group || m->group_size[g] == 0 || !InRange(m->group_scan[g], 1, kMaxScan);
   }
+  if (m->version != 1) m->residual_from = in->U8();
   m->num_q = in->U16();
   m->num_scales = in->U16();
   m->ctx_shift = in->U8();
@@ -84,6 +85,9 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   if (m->version == 1) m->z_shift = in->U8();
   if (!in->ok()) return Status::kModelTruncated;
   if (sum != m->num_y || bad_group) return Status::kModelBadGroups;
+  if (m->residual_from != kNoResidual && !InRange(m->residual_from, 1, kNumQualities - 1)) {
+    return Status::kModelBadGroups;
+  }
   if (m->num_q != kNumQualities || !InRange(m->num_scales, 1, 256)) return Status::kModelBadCounts;
   if (m->ctx_shift > 24 || m->mean_shift > 24 || m->scale_shift > 24 || m->z_shift > 7) {
     return Status::kModelBadShift;
@@ -228,11 +232,28 @@ Status ParseLatents1(ByteReader* in, EntropyModel* m) {
   return status;
 }
 
-Status ParseLatents3(ByteReader* in, EntropyModel* m) {
+// Rows above residual_from become that row, in channels 0 .. count - 1.
+void StopAtResidual(const EntropyModel& m, int count, Quantiser* quantiser) {
+  for (int q = m.residual_from + 1; q < m.num_q; ++q) {
+    for (int c = 0; c < count; ++c) {
+      const size_t to = quantiser->At(q, c), from = quantiser->At(m.residual_from, c);
+      quantiser->step[to] = quantiser->step[from];
+      quantiser->gain[to] = quantiser->gain[from];
+      quantiser->index_offset[to] = quantiser->index_offset[from];
+    }
+  }
+}
+
+Status ParseLatents4(ByteReader* in, EntropyModel* m) {
   Status status = ParsePriorOfS(in, m);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_s, &m->s);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_z, &m->z);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_y, &m->y);
+  if (status == Status::kOk) {
+    StopAtResidual(*m, m->num_s, &m->s);
+    StopAtResidual(*m, m->num_z, &m->z);
+    StopAtResidual(*m, m->num_base(), &m->y);
+  }
   return status;
 }
 
@@ -250,7 +271,7 @@ Status ParseEntropyModel(const uint8_t* data, size_t size, EntropyModel* model) 
   Status status = ParseCounts(&in, model);
   if (status == Status::kOk) status = ParseTables(&in, model);
   if (status == Status::kOk) {
-    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents3(&in, model);
+    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents4(&in, model);
   }
   if (status == Status::kOk) status = ParseNets(&in, model);
   if (status == Status::kOk && in.left() != 0) status = Status::kModelTrailingBytes;

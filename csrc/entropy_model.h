@@ -2,11 +2,12 @@
 //
 // The file is little-endian throughout. Counts are checked against the limits below and against
 // the bytes that are left before anything is allocated; bytes after the last layer are refused.
-// Version 3, which the trainer writes:
+// Version 4, which the trainer writes:
 //
-//   char  magic[8] = "FSDEM\0\0\3"
-//   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..4
+//   char  magic[8] = "FSDEM\0\0\4"
+//   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..8
 //   (u16 size, u8 scan)[num_groups]            size >= 1, sum num_y; scan 1..3: passes of the group
+//   u8    residual_from                        1..252; 255: there is no residual
 //   u16   num_q = 253, num_scales 1..256
 //   u8    ctx_shift, mean_shift, scale_shift (0..24)
 //   u32   num_tables                           num_scales .. 4096
@@ -21,6 +22,10 @@
 //       u16 cin, cout (cout <= 512); u8 k (1 or 3), shift (1..24); i16 lo, hi
 //       i8 weight[cout][cin][k][k]; i32 bias[cout], |bias| < 2^24
 //
+// From quality residual_from on the last group, the residual, is coded too, and nothing else depends
+// on the quality any more: the rows of the quantisers of s, z and the other groups, and the plane of
+// the quality, stay what they are there. Below, the residual is zero and its passes are left out.
+//
 // What the networks take and give (channels; P = 5 planes: quality, row, column, height, width):
 //   z pass h: P + num_s + (h ? num_z : 0) -> 2 * num_z, means before scales;
 //   h_s_z: num_z + num_s -> any; h_s_y: that + P -> num_features;
@@ -28,7 +33,7 @@
 //                        -> 2 * size[g], means before scales.
 //
 // Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift
-// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2; instead of s_mean and
+// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and there is no residual; instead of s_mean and
 // s_scale come (i16 base, u16 table) for each component of s, then for each channel of z; only y
 // has a quantiser; there are no z passes, h_s_z takes num_z, h_s_y that + 1 (the quality).
 #ifndef FASDIFF_CSRC_ENTROPY_MODEL_H_
@@ -45,8 +50,9 @@
 namespace fasdiff {
 
 constexpr int kNumQualities = 253;  // Quarter steps of quality 0..63.
-constexpr int kMaxGroups = 4;
+constexpr int kMaxGroups = 8;
 constexpr int kMaxScan = 3;
+constexpr int kNoResidual = 255;
 constexpr int kMaxTables = 4096;
 constexpr int kNumPlanes = 5;
 
@@ -72,10 +78,11 @@ struct Quantiser {
 };
 
 struct EntropyModel {
-  int version = 0;  // Of the file: 1 or 3.
+  int version = 0;  // Of the file: 1 or 4.
   int num_s = 0, num_z = 0, num_y = 0, num_features = 0, num_groups = 0, num_q = 0, num_scales = 0;
   int group_size[kMaxGroups] = {};
   int group_scan[kMaxGroups] = {};  // Passes of each group; see LatticeOf.
+  int residual_from = kNoResidual;  // Quality from which the last group is coded.
   int ctx_shift = 0, mean_shift = 0, scale_shift = 0;
   std::vector<CdfTable> tables;
   Quantiser y;
@@ -88,10 +95,23 @@ struct EntropyModel {
     return sum;
   }
 
+  // Whether group g is coded at quality q.
+  bool IsCoded(int g, int q) const {
+    return residual_from == kNoResidual || g + 1 < num_groups || q >= residual_from;
+  }
+
+  // Channels of y that are not the residual's.
+  int num_base() const {
+    return residual_from == kNoResidual ? num_y : num_y - group_size[num_groups - 1];
+  }
+
+  // The quality that all but the residual see.
+  int BaseQuality(int q) const { return q < residual_from ? q : residual_from; }
+
   // Levels per symbol are 2^unit_bits().
   int unit_bits() const { return version == 1 ? 0 : 4; }
 
-  // Version 3.
+  // Version 4.
   std::vector<int16_t> s_mean, s_scale;  // [num_s], as a network would give them.
   Quantiser s, z;
   IntegerNet z_passes[2];

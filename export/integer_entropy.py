@@ -36,7 +36,10 @@ MIN_MEAN, MAX_MEAN = -32768 << MEAN_BITS, 32767 << MEAN_BITS  # in sixteenths of
 SCALE_SHIFT = SCALE_BITS
 NUM_PLANES = 5  # quality, row, column, height, width
 KNOTS = 9  # of the gains along the quality
-MAGIC = b"FSDEM\0\0\x03"
+# What a bit of the residual must buy, in squared quantisation steps: the slope of distortion over
+# rate of a uniform quantiser at high rates, 2 ln 2 / 12 (Sullivan and Wiegand, 1998, section V).
+PRICE = 15 / 128
+MAGIC = b"FSDEM\0\0\x04"
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
@@ -114,6 +117,9 @@ class EntropyConfig:
     num_features: int = 64
     group_sizes: list[int] = field(default_factory=lambda: [1, 3, 12, 80])
     group_scans: list[int] = field(default_factory=lambda: [3, 2, 2, 1])  # passes of each group
+    num_residual: int = 128
+    residual_scan: int = 2
+    residual_from: int = 160  # the quality from which the residual is coded; the base stays at it
     hidden_z: int = 64
     hidden_pass: int = 96
 
@@ -189,7 +195,16 @@ class Coded(NamedTuple):
         return self.symbols + self.mean * 2.0**-MEAN_BITS
 
     @classmethod
-    def of(cls, latent: Tensor, mean: Tensor, scale: Tensor, *, given: bool, noisy: bool) -> Coded:
+    def of(
+        cls,
+        latent: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        *,
+        given: bool,
+        noisy: bool,
+        price: float = 0.0,
+    ) -> Coded:
         """
         Args:
           latent: in symbols, unrounded; or the symbols themselves where `given`.
@@ -197,9 +212,18 @@ class Coded(NamedTuple):
           noisy: take the gradient of the rate towards the latent and the mean at uniform noise
             instead of the rounding (Balle et al., ICLR 2017): a symbol of zero has no gradient
             otherwise. The value is that of the rounding.
+          price: squared steps that a bit must buy for a symbol to be further from zero.
         """
         residual = latent if given else latent - mean * 2.0**-MEAN_BITS
-        symbols = straight_through(residual, torch.floor(residual + 0.5))
+        rounded = torch.floor(residual.detach() + 0.5)
+        if price and not given:
+            smaller = rounded - rounded.sign()
+            costs = [
+                (residual.detach() - v).square() + price * symbol_bits(v, scale.detach())
+                for v in (rounded, smaller)
+            ]
+            rounded = torch.where(costs[1] < costs[0], smaller, rounded)
+        symbols = straight_through(residual, rounded)
         bits = symbol_bits(symbols.detach() if noisy else symbols, scale)
         if noisy:
             noise = torch.rand_like(residual) - 0.5
@@ -244,6 +268,7 @@ class EntropyModel(nn.Module):
         self.s_gains = Gains(c.num_s, 1.0)
         self.z_gains = Gains(c.num_z, 0.5)
         self.y_gains = Gains(c.num_y, 3.5)
+        self.residual_gains = Gains(c.num_residual, 3.0)
         # static prediction of s, in sixteenths
         self.s_mean = nn.Parameter(torch.zeros(c.num_s))
         self.s_scale = nn.Parameter(torch.full((c.num_s,), _start_scale()))
@@ -276,6 +301,14 @@ class EntropyModel(nn.Module):
                 )
             done += size
         self.passes = nn.ModuleList(passes)
+        self.residual_passes = nn.ModuleList(
+            nn.Sequential(
+                hidden(c.num_features + done + (c.num_residual if step else 0), c.hidden_pass, 3),
+                refinement(c.hidden_pass),
+                output(c.hidden_pass, c.num_residual),
+            )
+            for step in range(c.residual_scan)
+        )
 
     # -- network ---------------------------------------------------------------------------------
     @staticmethod
@@ -358,6 +391,48 @@ class EntropyModel(nn.Module):
             groups.append(group)
             done += size
         return s_coded, z_coded, Coded.cat(groups)
+
+    def code_residual(
+        self,
+        base: tuple[Coded, Coded, Coded],
+        residual: Tensor,
+        q: Tensor,
+        *,
+        given: bool = False,
+        price: float = PRICE,
+    ) -> Coded:
+        """The residual as the file carries it, after the `base` that `code` gave at its quality.
+
+        Args:
+          residual: [B, R, hy, wy], unrounded; or its symbols where `given`.
+          q: int64 [B], at least `residual_from`.
+          price: see `Coded.of`. The gate of the high bands: where the networks expect little energy,
+            from the base and the neighbours, a coefficient must be large to be coded.
+        """
+        c = self.config
+        s, z, y = base
+        base_q = q.clamp(max=c.residual_from)
+        s_context, z_context, y_context = (
+            self.context(coded.value, gains.at(base_q, coded.value.ndim - 2))
+            for coded, gains in ((s, self.s_gains), (z, self.z_gains), (y, self.y_gains))
+        )
+        features = self.features(s_context, z_context, base_q, *residual.shape[2:])
+        known = torch.cat([features, y_context], 1)
+        gain = self.residual_gains.at(q, 2)
+        if not given:
+            residual = round_to_levels(residual / self.step(gain))
+        noisy = self.training and not given
+
+        def take(net: nn.Module, seen: Tensor) -> Coded:
+            mean, scale = predict(net(seen), gain)
+            return Coded.of(residual, mean, scale, given=given, noisy=noisy, price=price)
+
+        first, *later = lattices(c.residual_scan, *residual.shape[2:])
+        coded = take(self.residual_passes[0], known).on(first)
+        for net, lattice in zip(self.residual_passes[1:], later, strict=True):
+            seen = torch.cat([known, self.context(coded.value, gain)], 1)
+            coded = coded.joined(take(net, seen).on(lattice))
+        return coded
 
     def y_masks(self, hy: int, wy: int) -> list[Tensor]:
         """Which symbols each pass codes, float [1, Cy, hy, wy]."""
@@ -466,9 +541,12 @@ def serialize(model: EntropyModel) -> bytes:
     """
     c = model.config
     out = bytearray(MAGIC)
-    out += struct.pack("<5H", c.num_s, c.num_z, c.num_y, c.num_features, len(c.group_sizes))
-    for size, scan in zip(c.group_sizes, c.group_scans, strict=True):
+    groups = [*zip(c.group_sizes, c.group_scans, strict=True), (c.num_residual, c.residual_scan)]
+    num_y = c.num_y + c.num_residual
+    out += struct.pack("<5H", c.num_s, c.num_z, num_y, c.num_features, len(groups))
+    for size, scan in groups:
         out += struct.pack("<HB", size, scan)
+    out += struct.pack("<B", c.residual_from)
     out += struct.pack("<2H", NUM_Q, NUM_SCALES)
     out += struct.pack("<3B", CONTEXT_SHIFT, MEAN_SHIFT, SCALE_SHIFT)
     out += struct.pack("<I", NUM_SCALES)
@@ -478,12 +556,19 @@ def serialize(model: EntropyModel) -> bytes:
     with torch.no_grad():
         for values in model.s_prior():
             out += values.round().numpy().astype("<i2").tobytes()
-        for gains in (model.s_gains, model.z_gains, model.y_gains):
-            step, gain, index_offset = q_tables(gains.all_q())
+        of_y = torch.cat([model.y_gains.all_q(), model.residual_gains.all_q()], 1)
+        for log2_gain in (model.s_gains.all_q(), model.z_gains.all_q(), of_y):
+            step, gain, index_offset = q_tables(log2_gain)
             out += step.numpy().astype("<i4").tobytes()
             out += gain.numpy().astype("<i4").tobytes()
             out += index_offset.numpy().astype("<i2").tobytes()
-        for net in [*model.z_passes, model.h_s_z, model.h_s_y, *model.passes]:
+        for net in [
+            *model.z_passes,
+            model.h_s_z,
+            model.h_s_y,
+            *model.passes,
+            *model.residual_passes,
+        ]:
             out += struct.pack("<H", len(net))
             for layer in net:
                 w = layer.integer_weight().round().numpy()

@@ -129,6 +129,19 @@ def jitter_chips(theta: Tensor) -> Tensor:
     return torch.cat([linear @ turn, offset + linear @ shift], 2)
 
 
+def chip_light(count: int) -> tuple[Tensor, Tensor]:
+    """What `relight` needs, drawn for `count` chips: gains [B, 3, 1, 1] and colourfulness [B]."""
+    gains = torch.exp(0.15 * torch.randn(count, 1, 1, 1) + 0.05 * torch.randn(count, 3, 1, 1))
+    return gains, torch.where(torch.rand(count) < 0.25, 0.0, 1.0)[:, None, None, None]
+
+
+def relight(chip: Tensor, light: tuple[Tensor, Tensor]) -> Tensor:
+    """Chips [B, 3, H, W] in another light, some of them grey; for the reason of `jitter_chips`."""
+    gains, colour = light
+    grey = chip.mean(1, keepdim=True)
+    return (grey + colour * (chip - grey)) * gains
+
+
 class IdentityLoss(nn.Module):
     """1 - cosine similarity of MobileFaceNet embeddings of aligned chips, and of its features."""
 
@@ -138,11 +151,13 @@ class IdentityLoss(nn.Module):
         self.net.requires_grad_(False)
         self.feature_weight = feature_weight
 
-    def embed(self, image: Tensor, theta: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def embed(
+        self, image: Tensor, theta: Tensor, light: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         """Embeddings [B, 128] of unit length, and the feature maps at IDENTITY_TAPS."""
         grid = F.affine_grid(theta, [theta.shape[0], 3, 112, 112], align_corners=False)
         chip = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
-        chip = chip.contiguous(memory_format=torch.channels_last)
+        chip = relight(chip, light).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             embedding, *features = self.net((chip - 127.5) / 128.0, IDENTITY_TAPS)
         return F.normalize(embedding.float(), dim=1), features
@@ -150,12 +165,12 @@ class IdentityLoss(nn.Module):
     def forward(self, image: Tensor, original: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and cosine distance, [B] each.
 
-        `theta` [B, 2, 3] from `sampling_theta`; jittered here.
+        `theta` [B, 2, 3] from `sampling_theta`; alignment and light are varied here.
         """
-        theta = jitter_chips(theta)
+        theta, light = jitter_chips(theta), chip_light(len(theta))
         with torch.no_grad():
-            reference, reference_features = self.embed(original, theta)
-        embedding, features = self.embed(image, theta)
+            reference, reference_features = self.embed(original, theta, light)
+        embedding, features = self.embed(image, theta, light)
         distance = 1 - (embedding * reference).sum(1)
         loss = distance + self.feature_weight * feature_distance(features, reference_features)
         return loss, distance

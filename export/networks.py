@@ -27,6 +27,7 @@ OPPONENT = torch.tensor(
 )
 NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
+UNIT = 8.0  # residual coefficients in a unit of the bands
 
 # Typical standard deviation of each band group in faces: ll2, hl2/lh2/hh2, level 1; per colour.
 _LL2, _LEVEL2, _LEVEL1 = (2.6, 0.7, 0.25), (0.30, 0.06, 0.03), (0.10, 0.025, 0.012)
@@ -106,8 +107,7 @@ def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
 class ModelConfig:
     """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16.
 
-    gated, semantics: False for ablations (`export/ablate.py`): one plain convolution over all
-    bands in place of gated branches; s is zero before it is coded.
+    semantics: False for ablations (`export/ablate.py`): s is zero before it is coded.
     """
 
     w4: int = 64
@@ -116,7 +116,6 @@ class ModelConfig:
     encoder_blocks: tuple[int, int, int] = (2, 2, 2)
     decoder_blocks: tuple[int, int, int] = (2, 3, 4)
     conditions: int = 64
-    gated: bool = True
     semantics: bool = True
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
 
@@ -124,8 +123,7 @@ class ModelConfig:
 class Analysis(nn.Module):
     """Bands [B, 48, h, w] -> y [B, Cy, h/4, w/4], z [B, Cz, hz, wz], s [B, S]; all unrounded.
 
-    The high-frequency-sensitive compressor: a low-band and a high-band branch, the high bands
-    gated by their local energy, so that edges of eyes, mouth and hair count and flat skin does not.
+    The base of the high-frequency-sensitive compressor; `ResidualTransform` is the rest.
     """
 
     scale: Tensor
@@ -134,13 +132,8 @@ class Analysis(nn.Module):
         super().__init__()
         c, e = config, config.entropy
         self.register_buffer("scale", band_scale(), persistent=False)
-        self.gated, self.has_semantics = c.gated, c.semantics
-        if c.gated:
-            self.low = conv(LOW, c.w4 // 2, 3)
-            self.high = conv(NUM_BANDS - LOW, c.w4, 3)
-            self.gate = nn.Sequential(conv(9, 32, 1), nn.ReLU(), conv(32, c.w4, 1))
-        else:
-            self.plain = conv(NUM_BANDS, c.w4 // 2 + c.w4, 3)
+        self.has_semantics = c.semantics
+        self.stem = conv(NUM_BANDS, c.w4 // 2 + c.w4, 3)
         self.fuse = conv(c.w4 + c.w4 // 2, c.w4, 1)
         n4, n8, n16 = c.encoder_blocks
         self.b4 = nn.Sequential(*(ResidualBlock(c.w4) for _ in range(n4)))
@@ -169,16 +162,10 @@ class Analysis(nn.Module):
 
     def forward(self, bands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x = bands / self.scale
-        low, high = x[:, :LOW], x[:, LOW:]
-        if self.gated:
-            energy = F.avg_pool2d(x[:, LOW : LOW + 9].abs(), 3, 1, 1)
-            h = F.relu(self.high(high)) * torch.sigmoid(self.gate(energy))
-            h = self.fuse(torch.cat([F.relu(self.low(low)), h], 1))
-        else:
-            h = self.fuse(F.relu(self.plain(x)))
+        h = self.fuse(F.relu(self.stem(x)))
         h = self.b8(self.down8(self.b4(h)))
         h = F.relu(self.b16(self.down16(h)))
-        s = self.to_s(self.semantics(low).mean((2, 3)))
+        s = self.to_s(self.semantics(x[:, :LOW]).mean((2, 3)))
         if not self.has_semantics:
             s = 0 * s
         return self.to_y(h), self.h_a(h), s
@@ -245,6 +232,31 @@ class Student(nn.Module):
         return torch.cat([low, high.float()], 1) * self.scale
 
 
+class ResidualTransform(nn.Module):
+    """What the student leaves, of 16x16 pixels at a time, in an orthonormal basis.
+
+    The high-frequency path of the compressor: from quality `residual_from` on the encoder decodes
+    its own base and codes what is missing, which is nearly all in the high bands of eyes, brows,
+    mouth and hair. The rows of `basis` are the first principal components of such residuals (the
+    Karhunen-Loeve transform), found by `export/train_residual.py`.
+    """
+
+    basis: Tensor  # [R, 48, 4, 4]
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.eye(16 * NUM_BANDS)[:channels].unflatten(1, (48, 4, 4)))
+
+    def forward(self, bands: Tensor) -> Tensor:
+        """Bands [B, 48, h, w] -> coefficients [B, R, h/4, w/4]; in units of 1/8 of a band's."""
+        return UNIT * F.conv2d(bands, self.basis, stride=4)
+
+    def bands(self, coefficients: Tensor) -> Tensor:
+        """The other way: least squares."""
+        weight = self.basis.flatten(1).T[:, :, None, None]
+        return F.pixel_shuffle(F.conv2d(coefficients * (1 / UNIT), weight), 4)
+
+
 class Codec(nn.Module):
     """Compressor, integer entropy model and student, as they are trained together."""
 
@@ -254,6 +266,7 @@ class Codec(nn.Module):
         self.g_a = Analysis(self.config)
         self.g_s = Student(self.config)
         self.entropy = EntropyModel(self.config.entropy)
+        self.residual = ResidualTransform(self.config.entropy.num_residual)
 
     def latents(self, bands: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """(s, z, y) of bands [B, 48, H/4, W/4], float32, unrounded."""
@@ -271,13 +284,13 @@ class Codec(nn.Module):
     def forward(
         self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The bands of one image through the whole codec, differentiably.
+        """The bands of one image through the base of the codec, differentiably.
 
         The transform is orthonormal: squared errors may be taken on the bands.
 
         Args:
           bands: `split_bands` of the image, [B, 48, H/4, W/4].
-          q: int64 [B], quarter steps.
+          q: int64 [B], quarter steps, at most `residual_from`.
           realism: [B]; noise: [B, 48, H/4, W/4].
         Returns:
           Decoded bands, [B, 48, H/4, W/4], and the bits [B] of each part.

@@ -36,8 +36,29 @@ def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
     for part in (codec.g_a, codec.g_s):
         for p in part.parameters():
             p.data = p.data.half().float()
+    codec.residual.basis.copy_(codec.residual.basis.half().float())
     record = {k: state[k] for k in ("config", "settings", "step", "images", "elapsed")}
     return codec.eval(), record
+
+
+class Synthesis(nn.Module):
+    """The student, and the residual on top of what it makes of the base."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.student, self.transform = codec.g_s, codec.residual
+
+    def forward(
+        self,
+        prompt: Tensor,
+        s_hat: Tensor,
+        noise: Tensor,
+        realism: Tensor,
+        quality: Tensor,
+        residual: Tensor,
+    ) -> Tensor:
+        bands: Tensor = self.student(prompt, s_hat, noise, realism, quality)
+        return bands + self.transform.bands(residual)
 
 
 def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -102,29 +123,42 @@ def export_model(
         folder / "analysis.onnx",
     )
     export_graph(
-        codec.g_s,
+        codec.residual,
+        {"bands": torch.zeros(1, NUM_BANDS, 64, 64)},
+        ["residual"],
+        {"bands": spatial, "residual": {2: "hy", 3: "wy"}},
+        folder / "residual.onnx",
+    )
+    export_graph(
+        Synthesis(codec),
         {
             "prompt": torch.zeros(1, e.num_y + e.num_z, 16, 16),
             "s_hat": torch.zeros(1, e.num_s),
             "noise": torch.zeros(1, NUM_BANDS, 64, 64),
             "realism": torch.ones(1),
             "quality": torch.ones(1),
+            "residual": torch.zeros(1, e.num_residual, 16, 16),
         },
         ["bands"],
-        {"prompt": {2: "hy", 3: "wy"}, "noise": spatial, "bands": spatial},
+        {
+            "prompt": {2: "hy", 3: "wy"},
+            "noise": spatial,
+            "residual": {2: "hy", 3: "wy"},
+            "bands": spatial,
+        },
         folder / "synthesis.onnx",
     )
     (folder / "entropy_model.bin").write_bytes(serialize(codec.entropy))
     files = {
         f: hashlib.sha256((folder / f).read_bytes()).hexdigest()
-        for f in ("analysis.onnx", "synthesis.onnx", "entropy_model.bin")
+        for f in ("analysis.onnx", "synthesis.onnx", "residual.onnx", "entropy_model.bin")
     }
     manifest = {
         "format": 1,
         "name": name,
         "model_id": files["entropy_model.bin"][:4],
         "num_steps": [1],
-        "num_y": e.num_y,
+        "num_y": e.num_y + e.num_residual,
         "num_z": e.num_z,
         "num_s": e.num_s,
         "min_quality_before_downscale": min_quality,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-GRAPHS = ("analysis", "synthesis")
+GRAPHS = ("analysis", "synthesis", "residual")
 
 
 def convert(model_folder: Path, out: Path) -> list[Path]:

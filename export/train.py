@@ -38,7 +38,7 @@ class Settings:
     """Everything that shapes a run besides its length; stored in the checkpoint."""
 
     seed: int = 1
-    muon_lr: float = 0.003
+    muon_lr: float = 0.002
     muon_decay: float = 0.1
     adam_lr: float = 4e-4
     batch_128: int = 48
@@ -49,19 +49,19 @@ class Settings:
     decay_from: float = 0.35
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
-    lambda_min: float = 1.5e-5
-    lambda_max: float = 0.35
+    lambda_min: float = 1e-5
+    lambda_max: float = 0.08
     # of the squared error far from the landmarks of the face, and what is added at them
-    face_weight: tuple[float, float] = (0.75, 1.5)
+    face_weight: tuple[float, float] = (0.4, 2.4)
     perceptual_weight: float = 0.05
-    identity_weight: float = 0.4
+    identity_weight: float = 3.0
     ema: float = 0.998
 
 
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
 VALIDATE_SIZE = 256
-VALIDATE_Q = (20, 60, 90, 125, 190, 252)
+VALIDATE_Q = (0, 30, 60, 95, 125, 160)
 
 
 def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
@@ -196,9 +196,10 @@ class Trainer:
         ]
 
     def draw_q(self, count: int) -> Tensor:
-        q = self.rng.integers(0, MAX_Q + 1, count)
-        near = np.clip(np.rint(self.rng.normal(95, 40, count)), 0, MAX_Q).astype(np.int64)
-        return torch.from_numpy(np.where(self.rng.random(count) < 0.6, near, q))
+        top = self.model.config.entropy.residual_from
+        q = self.rng.integers(0, top + 1, count)
+        near = np.clip(np.rint(self.rng.normal(85, 35, count)), 0, top).astype(np.int64)
+        return torch.from_numpy(np.where(self.rng.random(count) < 0.5, near, q))
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
@@ -208,7 +209,7 @@ class Trainer:
         count, size = image.shape[0], image.shape[2]
         self.images += count
         q = self.draw_q(count)
-        sharp = int(count * s.sharp_share)  # these are decoded with realism > 0
+        sharp = math.ceil(count * s.sharp_share)  # these are decoded with realism > 0
         realism = torch.zeros(count)
         realism[:sharp] = torch.from_numpy(
             np.where(self.rng.random(sharp) < 0.7, 1.0, self.rng.random(sharp))

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from export.integer_entropy import NUM_Q
 from export.networks import Codec, split_bands
-from export.to_onnx import load_codec
+from export.to_onnx import Synthesis, load_codec
 from export.to_openvino import convert
 
 TOLERANCE = 2e-3
+QUALITY = 126
 Arrays = dict[str, np.ndarray]
 Graph = Callable[[Arrays], list[np.ndarray]]
 
@@ -42,14 +44,17 @@ def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]
     bands = split_bands(image)
     rng = np.random.default_rng(1)
     with torch.no_grad():
-        q = torch.tensor([126])
+        q = torch.tensor([QUALITY])
         prompt, s_hat = codec.decoded(codec.entropy.code(*codec.latents(bands), q), q)
     synthesis = {
         "prompt": prompt.numpy(),
         "s_hat": s_hat.numpy(),
         "noise": rng.standard_normal(bands.shape).astype(np.float32),
         "realism": np.ones(1, np.float32),
-        "quality": np.full(1, 0.5, np.float32),
+        "quality": np.full(1, QUALITY / (NUM_Q - 1), np.float32),
+        "residual": rng.standard_normal(
+            (1, codec.entropy.config.num_residual, *prompt.shape[2:])
+        ).astype(np.float32),
     }
     return {"bands": bands.numpy()}, synthesis
 
@@ -85,7 +90,8 @@ def differences(codec: Codec, folder: Path, height: int, width: int) -> dict[str
         convert(folder, Path(ir))
         for name, module, inputs in (
             ("analysis", codec.g_a, analysis),
-            ("synthesis", codec.g_s, synthesis),
+            ("synthesis", Synthesis(codec), synthesis),
+            ("residual", codec.residual, analysis),
         ):
             expected = module(*(torch.from_numpy(v) for v in inputs.values()))
             expected = expected if isinstance(expected, tuple) else (expected,)

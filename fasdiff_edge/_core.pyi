@@ -160,6 +160,9 @@ class EntropyModel:
     def group_scans(self) -> list[int]:
         """Passes of each group: 1, 2 (a checkerboard) or 3."""
     @property
+    def residual_from(self) -> int | None:
+        """Quality, in quarter steps, from which the last group, the residual, is coded, if any."""
+    @property
     def num_scales(self) -> int:
         """Scales of the tables of predictions; a table each (in version 1 four)."""
     @property
@@ -167,7 +170,7 @@ class EntropyModel:
         """Tables in all; in version 1, those of s and z included."""
     @property
     def version(self) -> int:
-        """Version of the model file: 1 (releases 0.1.x) or 3."""
+        """Version of the model file: 1 (releases 0.1.x) or 4."""
     @property
     def unit_bits(self) -> int:
         """A symbol is 2^unit_bits levels: 16, or 1 in version 1."""
@@ -180,6 +183,14 @@ class EntropyModel:
     @property
     def y_step(self) -> _Int32:
         """int32 [num_q, num_y], Q12: units of y per symbol. A copy."""
+
+    def coded(
+        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The levels nearest to these that have a code: what `decode` gives of `encode`.
+
+        Args and errors as for `encode`.
+        """
 
     def encode(
         self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import operator
 import os
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 from . import _core, bitstream, imaging
 from .bitstream import Header
 from .engines import Graph, load_graph
-from .entropy_model import Levels
+from .entropy_model import EntropyModel, Levels
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
-from .models import ANALYSIS, SYNTHESIS, Model, installed, load_model
+from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
 from .rate import Search, estimate_bytes, find_quality
 from .sampler import Prompt, sample
+from .stages import stage
 
 Array = NDArray[np.float32]
 
@@ -37,13 +39,15 @@ class Encoder:
         engine: str = "auto",
         threads: int | None = None,
     ) -> None:
-        """Load the analysis graph.
+        """Load the analysis graph. The others follow with the first file that needs a residual.
 
         Args:
           model: the name of a shipped model, or the path of a model directory.
-          engine: "openvino", "onnxruntime", or "auto": FASDIFF_ENGINE if set, else OpenVINO on
-            x86-64 where installed, else ONNX Runtime.
-          threads: of the inference engine, at least 1; None leaves it to the engine.
+          engine: "openvino", "onnxruntime", or "auto": FASDIFF_ENGINE if set, else what
+            `fasdiff bench --write-profile` found best on this machine, else OpenVINO on x86-64
+            where installed, else ONNX Runtime.
+          threads: of the inference engine, at least 1; None follows that profile, or else leaves
+            it to the engine.
         Raises:
           OptionError, ModelError, EngineError.
         """
@@ -51,6 +55,9 @@ class Encoder:
         self._model = load_model(model)
         self._graph = load_graph(self._model.read(ANALYSIS), engine, threads)
         _check_ports(self._graph, ["bands"], ["y", "z", "s"])
+        self._engine, self._threads = engine, threads
+        self._lock = threading.Lock()
+        self._closed_loop: tuple[_Student, Graph] | None = None
 
     def encode(
         self,
@@ -139,23 +146,73 @@ class Encoder:
         return min(files, key=lambda file: len(file[2]))
 
     def _analyse(self, image: NDArray[np.uint8], scale: int) -> _Latents:
-        bands = split_bands(imaging.downscale(image, scale))
-        outputs = self._graph.run({"bands": bands[None]})
+        with stage("split"):
+            bands = split_bands(imaging.downscale(image, scale))
+        with stage("analysis"):
+            outputs = self._graph.run({"bands": bands[None]})
         entropy = self._model.entropy
         hy, wy = bands.shape[1] // 4, bands.shape[2] // 4
         _check_shape("s", outputs["s"], (1, entropy.num_s))
         _check_shape("z", outputs["z"], (1, entropy.num_z, -(-hy // 4), -(-wy // 4)))
-        _check_shape("y", outputs["y"], (1, entropy.num_y, hy, wy))
-        return _Latents(s=outputs["s"][0], z=outputs["z"][0], y=outputs["y"][0])
+        _check_shape("y", outputs["y"], (1, entropy.num_base, hy, wy))
+        return _Latents(bands=bands, s=outputs["s"][0], z=outputs["z"][0], y=outputs["y"][0])
 
     def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
-        estimate = estimate_bytes(latents.y, self._model.entropy.steps, _ESTIMATE_QUALITIES)
-        return find_quality(lambda q: self._code(latents, q), limit, low, high, estimate)
+        """The largest quality in low .. high that fits, where low is below the residual's.
+
+        The residual is looked at only where the base does not fill the budget: it needs the student.
+        """
+        entropy = self._model.entropy
+        base, rest = slice(0, entropy.num_base), slice(entropy.num_base, None)
+        top = min(high, entropy.residual_from - 1)
+        with stage("entropy encode"):
+            estimate = estimate_bytes(
+                latents.y, lambda q: entropy.steps(q)[base], _ESTIMATE_QUALITIES
+            )
+        found = find_quality(lambda q: self._code(latents, q), limit, low, top, estimate)
+        if found.quality != top or top == high:
+            return found
+        residual = self._residual(latents)
+        with stage("entropy encode"):
+            added = estimate_bytes(residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES)
+            estimate = [(q, math.log(len(found.payload) + math.exp(v))) for q, v in added]
+        more = find_quality(lambda q: self._code(latents, q), limit, top + 1, high, estimate)
+        return more if more.quality is not None else found
 
     def _code(self, latents: _Latents, quality: int) -> bytes:
         entropy = self._model.entropy
-        levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
-        return entropy.encode(levels, quality)
+        residual = self._residual(latents) if quality >= entropy.residual_from else None
+        with stage("entropy encode"):
+            levels = entropy.round_latents(latents.s, latents.z, latents.y, quality, residual)
+            return entropy.encode(levels, quality)
+
+    def _residual_graphs(self) -> tuple[_Student, Graph]:
+        with self._lock:
+            if self._closed_loop is None:
+                student = _Student(self._model, self._engine, self._threads)
+                transform = load_graph(self._model.read(RESIDUAL), self._engine, self._threads)
+                _check_ports(transform, ["bands"], ["residual"])
+                self._closed_loop = student, transform
+            return self._closed_loop
+
+    def _residual(self, latents: _Latents) -> Array:
+        """What the student leaves of the image, float32 [num_residual, hy, wy]; found once."""
+        if latents.residual is not None:
+            return latents.residual
+        entropy = self._model.entropy
+        quality = entropy.residual_from
+        student, transform = self._residual_graphs()
+        with stage("entropy encode"):
+            levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
+            prompt = _prompt(entropy, entropy.coded(levels, quality), quality)
+            prompt = replace(prompt, residual=np.zeros_like(prompt.residual))
+        with stage("student"):
+            decoded = student.bands(prompt, np.zeros_like(latents.bands), realism=0.0)
+            left = latents.bands - decoded
+            residual = transform.run({"bands": left[None]})["residual"]
+        _check_shape("residual", residual, (1, entropy.num_residual, *latents.y.shape[1:]))
+        latents.residual = found = residual[0]
+        return found
 
     def _pack(self, image: NDArray[np.uint8], scale: int, quality: int, payload: bytes) -> bytes:
         height, width = image.shape[:2]
@@ -194,8 +251,7 @@ class Decoder:
                 f"num_steps is {num_steps!r}; the model {self._model.name} supports "
                 f"{', '.join(map(str, self._model.num_steps))}"
             )
-        self._graph = load_graph(self._model.read(SYNTHESIS), engine, threads)
-        _check_ports(self._graph, ["prompt", "s_hat", "noise", "realism", "quality"], ["bands"])
+        self._student = _Student(self._model, engine, threads)
 
     def decode(self, data: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
         """Decode a file. The same file, model and engine always give the same image.
@@ -209,18 +265,37 @@ class Decoder:
           ModelError: made with another model.
           EngineError: the inference engine failed.
         """
-        header, crc, levels = read_levels(data, self._model, self._max_pixels)
-        hy, wy = header.latent_size
-        noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
-        entropy = self._model.entropy
-        prompt = Prompt(
-            visual=entropy.visual_prompt(levels, header.quality)[None],
-            s_hat=entropy.semantics(levels, header.quality)[None],
-            quality=np.array([header.quality / bitstream.MAX_QUALITY], np.float32),
-        )
-        bands = sample(self._denoise, prompt, noise, self._realism)
-        coded = merge_bands(bands, *header.coded_size)
-        return imaging.upscale(coded, header.scale, header.height, header.width)
+        with stage("entropy decode"):
+            header, crc, levels = read_levels(data, self._model, self._max_pixels)
+            prompt = _prompt(self._model.entropy, levels, header.quality)
+        with stage("noise"):
+            hy, wy = header.latent_size
+            noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
+        with stage("student"):
+            bands = self._student.bands(prompt, noise, self._realism * self._unknown(header.quality))
+        with stage("merge"):
+            coded = merge_bands(bands, *header.coded_size)
+            return imaging.upscale(coded, header.scale, header.height, header.width)
+
+    def _unknown(self, quality: int) -> float:
+        """The share of the detail that a file leaves to the sampler: the residual tells the rest."""
+        first, last = self._model.entropy.residual_from, bitstream.MAX_QUALITY
+        return 1.0 if quality < first else (last - quality) / (last - first + 1)
+
+
+class _Student:
+    """The synthesis graph of a model."""
+
+    def __init__(self, model: Model, engine: str, threads: int | None) -> None:
+        self._graph = load_graph(model.read(SYNTHESIS), engine, threads)
+        self._has_residual = model.entropy.num_residual > 0
+        residual = ["residual"] if self._has_residual else []
+        inputs = ["prompt", "s_hat", "noise", "realism", "quality", *residual]
+        _check_ports(self._graph, inputs, ["bands"])
+
+    def bands(self, prompt: Prompt, noise: Array, realism: float) -> Array:
+        """float32 [48, 4 hy, 4 wy], of noise of that shape."""
+        return sample(self._denoise, prompt, noise, realism)
 
     def _denoise(self, prompt: Prompt, noise: Array, realism: Array) -> Array:
         inputs = {
@@ -230,18 +305,35 @@ class Decoder:
             "noise": noise,
             "realism": realism,
         }
+        if self._has_residual:
+            inputs["residual"] = prompt.residual
         bands = self._graph.run(inputs)["bands"]
         _check_shape("bands", bands, noise.shape)
         return bands
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Latents:
-    """The analysis graph's outputs, float32: s [S], z [Cz, hz, wz], y [Cy, hy, wy]."""
+    """An image's bands [48, h, w] and the analysis graph's outputs, float32.
 
+    s [S], z [Cz, hz, wz], y [num_base, hy, wy]; residual [num_residual, hy, wy], once it is known.
+    """
+
+    bands: Array
     s: Array
     z: Array
     y: Array
+    residual: Array | None = None
+
+
+def _prompt(entropy: EntropyModel, levels: Levels, quality: int) -> Prompt:
+    """What the student is told; quality in quarter steps."""
+    return Prompt(
+        visual=entropy.visual_prompt(levels, quality)[None],
+        s_hat=entropy.semantics(levels, quality)[None],
+        quality=np.array([entropy.base_quality(quality)], np.float32),
+        residual=entropy.residual(levels, quality)[None],
+    )
 
 
 def read_levels(

@@ -12,11 +12,13 @@ import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import profile
 from .errors import EngineError, OptionError
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -85,7 +87,13 @@ class OpenVinoGraph:
 
 
 class OnnxRuntimeGraph:
-    """A graph in ONNX Runtime's CPU provider; a session is thread-safe by itself."""
+    """A graph in ONNX Runtime; a session is thread-safe by itself.
+
+    Attributes:
+      provider: who runs the graph; nodes that it does not have run on the CPU.
+    """
+
+    provider = "CPUExecutionProvider"
 
     def __init__(self, model: bytes, threads: int | None) -> None:
         try:
@@ -96,14 +104,27 @@ class OnnxRuntimeGraph:
         options.log_severity_level = 4  # fatal; errors reach us as exceptions
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
+        available = onnxruntime.get_available_providers()
+        if self.provider not in available:
+            raise EngineError(
+                f"this ONNX Runtime has no {self.provider}, only {', '.join(available)}; "
+                "docs/jetson.md says what to install"
+            )
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                model, options, providers=["CPUExecutionProvider"]
+                model, options, providers=self._providers()
             )
         except Exception as error:
             raise EngineError(f"ONNX Runtime cannot load the graph: {_line(error)}") from error
+        # It goes on without a provider whose libraries it cannot load, and only logs that.
+        if self.provider not in self._session.get_providers():
+            raise EngineError(f"ONNX Runtime could not start {self.provider}: see its own log")
         self.inputs: Sequence[str] = [port.name for port in self._session.get_inputs()]
         self.outputs: Sequence[str] = [port.name for port in self._session.get_outputs()]
+
+    def _providers(self) -> list[Any]:
+        """In the order in which they are asked."""
+        return [self.provider]
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
         try:
@@ -113,25 +134,88 @@ class OnnxRuntimeGraph:
         return dict(zip(self.outputs, results, strict=True))
 
 
+class CudaGraph(OnnxRuntimeGraph):
+    """A graph on an NVIDIA GPU, in float32 without TF32's shortened mantissas."""
+
+    provider = "CUDAExecutionProvider"
+
+    def _providers(self) -> list[Any]:
+        return [(self.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
+
+
+class TensorRtGraph(CudaGraph):
+    """A graph in TensorRT, which tunes its kernels on the device at the first run of each size.
+
+    What it finds is kept in `tensorrt_cache`, so that only the first start takes minutes.
+    """
+
+    provider = "TensorrtExecutionProvider"
+
+    def _providers(self) -> list[Any]:
+        folder = tensorrt_cache()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EngineError(f"cannot make the engine cache {folder}: {error.strerror}") from error
+        options = {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(folder),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(folder),
+        }
+        cuda = (CudaGraph.provider, {"use_tf32": "0"})
+        return [(self.provider, options), cuda, "CPUExecutionProvider"]
+
+
+def tensorrt_cache() -> Path:
+    """Where TensorRT keeps its engines: `fasdiff/tensorrt` in XDG_CACHE_HOME, else `~/.cache`.
+
+    The files bear the compute capability of the GPU in their names: a folder may be shared.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "fasdiff" / "tensorrt"
+
+
 _ENGINES: dict[str, type[OpenVinoGraph | OnnxRuntimeGraph]] = {
     "openvino": OpenVinoGraph,
     "onnxruntime": OnnxRuntimeGraph,
+    "onnxruntime-cuda": CudaGraph,
+    "onnxruntime-tensorrt": TensorRtGraph,
 }
 ENGINE_NAMES = tuple(_ENGINES)
+CPU_ENGINE_NAMES = ENGINE_NAMES[:2]
+
+
+def available_engines() -> list[str]:
+    """The engines that are installed, without those whose GPU libraries ONNX Runtime lacks."""
+    found = ["openvino"] if importlib.util.find_spec("openvino") else []
+    if importlib.util.find_spec("onnxruntime"):
+        runtime: Any = importlib.import_module("onnxruntime")
+        providers = runtime.get_available_providers()
+        found += [
+            name
+            for name, graph in _ENGINES.items()
+            if issubclass(graph, OnnxRuntimeGraph) and graph.provider in providers
+        ]
+    return found
 
 
 def choose_engine(engine: str) -> str:
     """Resolve "auto" to a name of `ENGINE_NAMES`.
 
-    "auto" is the environment variable FASDIFF_ENGINE if set; else OpenVINO on x86-64 where it is
-    installed; else ONNX Runtime.
+    "auto" is the environment variable FASDIFF_ENGINE if set; else what the profile of this machine
+    says (`profile`); else OpenVINO on x86-64 where it is installed; else ONNX Runtime.
 
     Raises:
-      OptionError: an unknown name.
+      OptionError: an unknown name, or a profile that cannot be read.
     """
     source = "engine"
     if engine == "auto" and os.environ.get("FASDIFF_ENGINE", "auto") != "auto":
         engine, source = os.environ["FASDIFF_ENGINE"], "FASDIFF_ENGINE"
+    elif engine == "auto":
+        measured = profile.applicable()
+        if measured is not None:
+            engine, source = measured.engine, f"the engine of {profile.path()}"
     if engine in _ENGINES:
         return engine
     if engine != "auto":
@@ -146,12 +230,18 @@ def load_graph(model: bytes, engine: str, threads: int | None) -> Graph:
     Args:
       model: an ONNX file.
       engine: "auto" or a name of `ENGINE_NAMES`.
-      threads: at least 1; None leaves it to the engine.
+      threads: at least 1; None follows the profile of this machine, or else leaves it to the
+        engine.
     Raises:
-      OptionError: unknown engine.
+      OptionError: unknown engine, or a profile that cannot be read.
       EngineError: the engine is not installed or refuses the graph.
     """
-    return _ENGINES[choose_engine(engine)](model, threads)
+    name = choose_engine(engine)
+    if threads is None:
+        measured = profile.applicable()
+        if measured is not None and measured.engine == name:
+            threads = measured.threads
+    return _ENGINES[name](model, threads)
 
 
 def _line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ class Levels:
     Attributes:
       s: int32 [S], the semantic vector.
       z: int32 [Cz, hz, wz], the hyper-latent; hz = ceil(hy / 4), wz = ceil(wy / 4).
-      y: int32 [Cy, hy, wy], the latent.
+      y: int32 [Cy, hy, wy], the latent: the channels of the base, then those of the residual.
     """
 
     s: NDArray[np.int32]
@@ -46,6 +46,9 @@ class EntropyModel:
     Attributes:
       model_id: first two bytes of the SHA-256 of the file, as 16 bits.
       num_s, num_z, num_y: components of s, channels of z and of y.
+      num_base, num_residual: channels of y of either kind; they sum to num_y.
+      residual_from: quality, in quarter steps, from which the residual is coded and at which the
+        base stays; over all qualities where there is no residual.
       num_qualities: rows of the quality tables (253 for format version 1).
     """
 
@@ -65,6 +68,10 @@ class EntropyModel:
         self.num_y = self._core.num_y
         self.num_qualities = self._core.num_q
         self.num_passes = self._core.num_passes
+        residual_from = self._core.residual_from
+        self.residual_from = self.num_qualities if residual_from is None else residual_from
+        self.num_residual = 0 if residual_from is None else self._core.group_sizes[-1]
+        self.num_base = self.num_y - self.num_residual
         self._unit = 1 << self._core.unit_bits  # levels per step
         self._s_step = np.asarray(self._core.s_step, dtype=np.int32)
         self._z_step = np.asarray(self._core.z_step, dtype=np.int32)
@@ -80,17 +87,24 @@ class EntropyModel:
         z: NDArray[np.float32],
         y: NDArray[np.float32],
         quality: int,
+        residual: NDArray[np.float32] | None = None,
     ) -> Levels:
-        """Round the analysis graph's outputs to levels.
+        """Round the analysis graph's outputs, and the residual, to levels.
 
         Args:
-          s, z, y: float32 [S], [Cz, hz, wz] and [Cy, hy, wy], in latent units.
+          s, z, y: float32 [S], [Cz, hz, wz] and [num_base, hy, wy], in latent units.
           quality: in quarter steps.
+          residual: float32 [num_residual, hy, wy]; zero where it is None.
         """
+        base, rest = np.split(self.steps(quality), [self.num_base])
+        levels = np.zeros((self.num_y, *y.shape[1:]), np.int32)
+        levels[: self.num_base] = self._round(y / base)
+        if residual is not None:
+            levels[self.num_base :] = self._round(residual / rest)
         return Levels(
             s=self._round(s / _units(self._s_step[quality])),
             z=self._round(z / _units(self._z_step[quality])[:, None, None]),
-            y=self._round(y / self.steps(quality)),
+            y=levels,
         )
 
     def _round(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -102,14 +116,25 @@ class EntropyModel:
         return levels
 
     def visual_prompt(self, levels: Levels, quality: int) -> NDArray[np.float32]:
-        """What the decoder sees, float32 [Cy + Cz, hy, wy] in latent units.
+        """What the student sees, float32 [num_base + Cz, hy, wy] in latent units.
 
         y_hat, and z_hat repeated at the positions of y that it lies over.
         """
-        y = levels.y * (self.steps(quality) / np.float32(self._unit))
+        base = slice(0, self.num_base)
+        y = levels.y[base] * (self.steps(quality)[base] / np.float32(self._unit))
         z = levels.z * (_units(self._z_step[quality]) / np.float32(self._unit))[:, None, None]
         z = z.repeat(UPSAMPLING, 1).repeat(UPSAMPLING, 2)[:, : y.shape[1], : y.shape[2]]
         return np.concatenate([y, z], dtype=np.float32)
+
+    def residual(self, levels: Levels, quality: int) -> NDArray[np.float32]:
+        """The decoded residual, float32 [num_residual, hy, wy] in latent units."""
+        step = self.steps(quality)[self.num_base :] / np.float32(self._unit)
+        residual: NDArray[np.float32] = (levels.y[self.num_base :] * step).astype(np.float32)
+        return residual
+
+    def base_quality(self, quality: int) -> float:
+        """How finely the base is quantised, 0..1, as the student is told."""
+        return min(quality, self.residual_from) / (self.num_qualities - 1)
 
     def semantics(self, levels: Levels, quality: int) -> NDArray[np.float32]:
         """s_hat, float32 [S] in latent units."""
@@ -126,6 +151,15 @@ class EntropyModel:
           ValueError: shapes that do not belong together, or a level out of range.
         """
         return self._core.encode(levels.s, levels.z, levels.y, quality)
+
+    def coded(self, levels: Levels, quality: int) -> Levels:
+        """The nearest levels that can be coded at `quality`: what a decoder will have.
+
+        Raises:
+          ValueError: as `encode`.
+        """
+        s, z, y = self._core.coded(levels.s, levels.z, levels.y, quality)
+        return Levels(s=s, z=z, y=y)
 
     def decode(self, payload: bytes, quality: int, latent_size: tuple[int, int]) -> Levels:
         """Levels that a payload gives.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,8 +19,11 @@ import pytest
 
 import fasdiff_edge
 from fasdiff_edge import Decoder, Encoder
-from fasdiff_edge.engines import ENGINE_NAMES
+from fasdiff_edge.engines import CPU_ENGINE_NAMES
 from fasdiff_edge.models import Model, load_model
+
+# A profile of this machine must not choose the engine of the tests.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="fasdiff-tests-")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # For `import export` and `import benchmarks`; last, so that the installed package comes first.
@@ -73,7 +77,7 @@ def model() -> Model:
     return load_model("edge")
 
 
-@pytest.fixture(scope="session", params=ENGINE_NAMES)
+@pytest.fixture(scope="session", params=CPU_ENGINE_NAMES)
 def engine(request: pytest.FixtureRequest) -> str:
     """Each engine in turn."""
     return str(request.param)

@@ -247,7 +247,7 @@ class TablePrior:
 
 @dataclass
 class NetworkPrior:
-    """Version 3: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
+    """Version 4: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
 
     s_mean: Int
     s_scale: Int
@@ -266,6 +266,7 @@ class Model:
     num_features: int
     group_sizes: list[int]
     group_scans: list[int]  # passes of each group; two under version 1
+    residual_from: int  # quality from which the last group is coded; 255: there is no residual
     num_scales: int
     ctx_shift: int
     mean_shift: int
@@ -279,7 +280,24 @@ class Model:
 
     @property
     def version(self) -> int:
-        return 1 if isinstance(self.prior, TablePrior) else 3
+        return 1 if isinstance(self.prior, TablePrior) else 4
+
+    @property
+    def num_base(self) -> int:
+        """Channels of y that are not the residual's."""
+        return self.num_y - (0 if self.residual_from == 255 else self.group_sizes[-1])
+
+    def base_quality(self, q: int) -> int:
+        """What everything but the residual sees."""
+        return min(q, self.residual_from)
+
+    def coded_channels(self, q: int) -> Int:
+        """The channels of y that are coded at quality q."""
+        return np.arange(self.num_base if q < self.residual_from else self.num_y)
+
+    def rows(self, q: int, channels: Int) -> Int:
+        """The row of y's quantiser that each of `channels` uses."""
+        return np.where(channels < self.num_base, self.base_quality(q), q)
 
     @property
     def unit_bits(self) -> int:
@@ -296,6 +314,8 @@ def serialise(model: Model) -> bytes:
     out += struct.pack("<5H", *counts)
     for size, scan in zip(model.group_sizes, model.group_scans, strict=True):
         out += struct.pack("<H", size) if model.version == 1 else struct.pack("<HB", size, scan)
+    if model.version != 1:
+        out += struct.pack("<B", model.residual_from)
     out += struct.pack("<2H", len(model.y.step), model.num_scales)
     out += struct.pack("<3B", model.ctx_shift, model.mean_shift, model.scale_shift)
     if isinstance(prior, TablePrior):
@@ -354,7 +374,7 @@ def planes(q: int, hy: int, wy: int, rows: int, columns: int) -> Int:
     i, j = np.indices((rows, columns))
     return np.stack(
         [
-            np.full_like(i, q >> 1),
+            np.full_like(i, q >> 1),  # of the base
             (2 * i + 1) * 64 // rows - 64,
             (2 * j + 1) * 64 // columns - 64,
             np.full_like(i, min(127, 4 * hy)),
@@ -380,14 +400,16 @@ def spread(vector: Int, rows: int, columns: int) -> Int:
 
 def context(model: Model, quantiser: Quantiser, levels: Int, q: int) -> Int:
     """Levels [C, ...] as the networks see them."""
-    step = quantiser.step[q].reshape(-1, *[1] * (levels.ndim - 1))
+    channels = np.arange(len(levels))
+    row = model.rows(q, channels) if quantiser is model.y else model.base_quality(q)
+    step = quantiser.step[row, channels].reshape(-1, *[1] * (levels.ndim - 1))
     return np.clip(round_shift(levels.astype(np.int64) * step, model.ctx_shift), -127, 127)
 
 
 def features(model: Model, s: Int, z: Int, q: int, hy: int, wy: int) -> Int:
     """int64 [F, hy, wy]."""
     prior = model.prior
-    known = planes(q, hy, wy, hy, wy)
+    known = planes(model.base_quality(q), hy, wy, hy, wy)
     if isinstance(prior, TablePrior):
         a = np.clip(z.astype(np.int64) << prior.z_shift, -127, 127)
         known = known[:1]
@@ -420,7 +442,8 @@ def predict(
     model: Model, quantiser: Quantiser, q: int, channels: Int, mean: Int, scale: Int
 ) -> tuple[Int, Int]:
     """(base, table) of symbols of `channels` [n], from what a network says of them."""
-    gain, offset = quantiser.gain[q][channels], quantiser.index_offset[q][channels]
+    row = model.rows(q, channels) if quantiser is model.y else model.base_quality(q)
+    gain, offset = quantiser.gain[row, channels], quantiser.index_offset[row, channels]
     m = round_shift(mean * gain, model.mean_shift)
     k = np.clip(round_shift(scale + offset, model.scale_shift), 0, model.num_scales - 1)
     if model.version == 1:
@@ -458,7 +481,7 @@ def z_passes(
 ) -> Iterator[Pass]:
     even, odd = lattices(2, *z.shape[1:])
     semantics = spread(context(model, prior.s, s, q), *z.shape[1:])
-    known = np.concatenate([planes(q, hy, wy, *z.shape[1:]), semantics])
+    known = np.concatenate([planes(model.base_quality(q), hy, wy, *z.shape[1:]), semantics])
     first = run_net(prior.z_passes[0], known)
     yield lattice_pass(model, 1, prior.z, q, 0, first, even)
     ctx = np.where(even, context(model, prior.z, z, q), 0)
@@ -469,6 +492,8 @@ def z_passes(
 def y_passes(model: Model, f: Int, y: Int, q: int) -> Iterator[Pass]:
     p = first = 0
     for size, scan in zip(model.group_sizes, model.group_scans, strict=True):
+        if first not in model.coded_channels(q):
+            continue
         coded = np.zeros(y.shape[1:], bool)
         for step, lattice in enumerate(lattices(scan, *y.shape[1:])):
             ctx = context(model, model.y, y, q)
@@ -499,12 +524,42 @@ def walk(model: Model, s: Int, z: Int, y: Int, q: int) -> Iterator[Pass]:
     yield from y_passes(model, features(model, s, z, q, hy, wy), y, q)
 
 
+def log2_256(n: int) -> int:
+    """log2 of n >= 1 in 1/256, rounded down, as docs/bitstream.md computes it."""
+    whole = n.bit_length() - 1
+    mantissa, log = n << (15 - whole), whole
+    for _ in range(8):
+        mantissa = mantissa * mantissa >> 15
+        bit = mantissa >> 16
+        log, mantissa = 2 * log + bit, mantissa >> bit
+    return log
+
+
+def priced_value(table: Table, value: int, away: int) -> int:
+    """`value`, or the next towards zero if its error is worth the bits; `away`: in sixteenths."""
+    if away == 16 * value:
+        return value
+
+    def cost(v: int) -> int:
+        bits = 16 * 256 - log2_256(table.frequencies[v - table.offset])
+        return 128 * (away - 16 * v) ** 2 + 15 * bits
+
+    smaller = value - int(math.copysign(1, value))
+    regular = all(0 <= v - table.offset < table.count for v in (value, smaller))
+    return smaller if regular and cost(smaller) < cost(value) else value
+
+
 def coded_passes(model: Model, s: Int, z: Int, y: Int, q: int) -> Iterator[tuple[Pass, Int]]:
     """All passes with the values that code the levels s, z, y, or the nearest that have a code."""
     latents = [latent.astype(np.int64) for latent in (s, z, y)]
     for one in walk(model, *latents, q):
         latent = latents[min(one.part, 2)]
         values = round_shift(latent[one.where] - one.base, model.unit_bits)
+        if one.part >= 2:
+            residual = one.where[0] >= model.num_base
+            away = latent[one.where] - one.base
+            for i in np.flatnonzero(residual & (values != 0)).tolist():
+                values[i] = priced_value(model.tables[one.table[i]], int(values[i]), int(away[i]))
         levels = one.base + (values << model.unit_bits)
         values += (levels < -32768 << model.unit_bits).astype(np.int64)
         values -= (levels > 32767 << model.unit_bits).astype(np.int64)
@@ -655,13 +710,15 @@ def random_model(
     num_features: int = 8,
     group_sizes: tuple[int, ...] = (3, 5),
     group_scans: tuple[int, ...] = (3, 1, 2, 3),
+    residual_from: int = 120,
     num_scales: int = 16,
     last_kernel: int = 1,
 ) -> Model:
     """A small model whose predictions vary widely.
 
-    version: of the file, 1 or 3.
-    group_scans: of version 3, where it has more than the groups need, the first ones.
+    version: of the file, 1 or 4.
+    group_scans: of version 4, where it has more than the groups need, the first ones.
+    residual_from: of version 4.
     last_kernel: 1 or 3, of the last layer of the networks of y's passes.
     """
     num_y = sum(group_sizes)
@@ -706,6 +763,7 @@ def random_model(
         num_features=num_features,
         group_sizes=list(group_sizes),
         group_scans=scans,
+        residual_from=255 if version == 1 else residual_from,
         num_scales=num_scales,
         ctx_shift=9 if version == 1 else 13,
         mean_shift=11 if version == 1 else 9,
@@ -738,7 +796,7 @@ def random_latents(
     )
 
 
-def table_model(tables: list[Table], version: int = 3) -> Model:
+def table_model(tables: list[Table], version: int = 4) -> Model:
     """The smallest model around `tables` (version 1: at least four), for tests of the coder alone.
 
     It predicts zero with the first table for z.
@@ -761,6 +819,7 @@ def table_model(tables: list[Table], version: int = 3) -> Model:
         num_features=1,
         group_sizes=[1],
         group_scans=[2],
+        residual_from=255,
         num_scales=1,
         ctx_shift=0,
         mean_shift=0,

@@ -22,7 +22,6 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))
 import dataset
 import fairness
 import identity
-import latency
 import measure
 import metrics
 import peers
@@ -680,30 +679,7 @@ def test_fairness(faces: Path, tmp_path: Path, capsys) -> None:
     assert "not measured: GIF" in capsys.readouterr().err
 
 
-# --- latency, tables ---
-
-
-def test_latency(tmp_path: Path, capsys) -> None:
-    arguments = ["--sizes", "64", "--engines", "onnxruntime", "--threads", "1", "--repeats", "2"]
-    assert latency.main([*arguments, "--results", str(tmp_path)]) == 0
-    (row,) = read_tsv(tmp_path / "latency.tsv")
-    assert (row["engine"], row["threads"], row["pixels"]) == ("onnxruntime", "1", "64x64")
-    assert 0 < float(row["decode_ms"]) <= float(row["decode_ms_p95"])
-    assert float(row["cold_start_ms"]) > float(row["decode_ms"])
-    assert 0 < int(row["bytes"]) <= 1000
-    assert 20 < float(row["peak_mb"]) < 2000
-    assert row["device"]
-    assert abs(float(row["bytes"]) - float(row["estimated_bytes"])) <= 2 + 0.01 * float(
-        row["bytes"]
-    )
-    assert "| onnxruntime | 64x64 |" in capsys.readouterr().out
-
-
-def test_time_calls_counts_only_the_repeats() -> None:
-    calls = []
-    median, p95 = latency.time_calls(lambda: calls.append(None), 20)
-    assert len(calls) == 25
-    assert 0 <= median <= p95
+# --- tables ---
 
 
 def test_tables(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from fasdiff_edge import EngineError, OptionError
-from fasdiff_edge.engines import ENGINE_NAMES, choose_engine, load_graph
+from fasdiff_edge.engines import CPU_ENGINE_NAMES, available_engines, choose_engine, load_graph
 from fasdiff_edge.models import ANALYSIS, SYNTHESIS, Model
 
 
@@ -23,9 +25,10 @@ def synthesis_inputs(model: Model, hy: int, wy: int, seed: int = 0) -> dict[str,
     random = np.random.default_rng(seed)
     entropy = model.entropy
     return {
-        "prompt": random.normal(0.0, 1.0, (1, entropy.num_y + entropy.num_z, hy, wy)).astype(
+        "prompt": random.normal(0.0, 1.0, (1, entropy.num_base + entropy.num_z, hy, wy)).astype(
             np.float32
         ),
+        "residual": random.normal(0.0, 1.0, (1, entropy.num_residual, hy, wy)).astype(np.float32),
         "s_hat": random.integers(-2, 3, (1, entropy.num_s)).astype(np.float32),
         "noise": random.normal(0.0, 1.0, (1, 48, 4 * hy, 4 * wy)).astype(np.float32),
         "realism": np.array([0.7], np.float32),
@@ -34,7 +37,7 @@ def synthesis_inputs(model: Model, hy: int, wy: int, seed: int = 0) -> dict[str,
 
 
 def test_auto_prefers_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENGINE_NAMES:
+    for name in CPU_ENGINE_NAMES:
         monkeypatch.setenv("FASDIFF_ENGINE", name)
         assert choose_engine("auto") == name
     monkeypatch.setenv("FASDIFF_ENGINE", "onnxruntime")
@@ -66,6 +69,65 @@ def test_auto_depends_on_the_machine(
 def test_unknown_engine(name: str) -> None:
     with pytest.raises(OptionError, match="openvino, onnxruntime"):
         choose_engine(name)
+
+
+class FakeRuntime:
+    """An ONNX Runtime with the providers of a Jetson, of which it starts those in `working`."""
+
+    SessionOptions = SimpleNamespace
+
+    def __init__(self, working: list[str]) -> None:
+        self.working = working
+        self.asked: list[Any] = []
+
+    def get_available_providers(self) -> list[str]:
+        return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def InferenceSession(self, model: bytes, options: Any, providers: list[Any]) -> Any:
+        self.asked = providers
+        none: list[Any] = []
+        return SimpleNamespace(
+            get_providers=lambda: self.working, get_inputs=lambda: none, get_outputs=lambda: none
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("onnxruntime-cuda", "CUDAExecutionProvider"),
+        ("onnxruntime-tensorrt", "TensorrtExecutionProvider"),
+    ],
+)
+def test_gpu_engines_never_run_elsewhere_unnoticed(
+    name: str, provider: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime = FakeRuntime([provider, "CPUExecutionProvider"])
+    monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+    load_graph(b"", name, None)
+    (first, options), *rest = runtime.asked
+    assert first == provider and rest[-1] == "CPUExecutionProvider"
+    if name == "onnxruntime-tensorrt":
+        assert Path(options["trt_engine_cache_path"]).is_dir()
+        assert options["trt_engine_cache_enable"] == "1"
+        assert rest[0] == ("CUDAExecutionProvider", {"use_tf32": "0"})
+    else:
+        assert options == {"use_tf32": "0"}
+    runtime.working = ["CPUExecutionProvider"]
+    with pytest.raises(EngineError, match=f"could not start {provider}"):
+        load_graph(b"", name, None)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_a_gpu_engine_without_its_provider(name: str, model: Model) -> None:
+    if name in available_engines():
+        pytest.skip("this ONNX Runtime has it")
+    with pytest.raises(EngineError, match="has no .*ExecutionProvider, only .*CPU"):
+        load_graph(model.read(ANALYSIS), name, None)
+
+
+def test_available_engines() -> None:
+    assert available_engines()[:2] == ["openvino", "onnxruntime"]
 
 
 def test_missing_engine(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +189,7 @@ def test_the_engines_agree(model: Model) -> None:
         (ANALYSIS, analysis_inputs(32, 24)),
         (SYNTHESIS, synthesis_inputs(model, 8, 6)),
     ):
-        one, other = (load_graph(model.read(file), name, 1).run(inputs) for name in ENGINE_NAMES)
+        one, other = (load_graph(model.read(file), name, 1).run(inputs) for name in CPU_ENGINE_NAMES)
         for name in one:
             largest = float(np.abs(one[name]).max())
             assert largest > 0

@@ -29,6 +29,9 @@ CONFIG = EntropyConfig(
     num_features=16,
     group_sizes=[6, 8, 10],
     group_scans=[3, 2, 1],
+    num_residual=7,
+    residual_scan=2,
+    residual_from=110,
     hidden_z=16,
     hidden_pass=32,
 )
@@ -50,11 +53,14 @@ def random_model(seed: int, config: EntropyConfig = CONFIG, octaves: float = 0.3
     return model
 
 
-def random_symbols(seed: int, hy: int, wy: int) -> Arrays:
+def random_symbols(seed: int, hy: int, wy: int, q: int) -> Arrays:
+    """s, z and y, that of the base and, where q has one, of the residual."""
     rng = np.random.default_rng(seed)
     s = np.rint(rng.standard_t(3, CONFIG.num_s) * 2).astype(np.int32)
     z = np.rint(rng.standard_t(3, (CONFIG.num_z, (hy + 3) // 4, (wy + 3) // 4)) * 2)
-    y = np.rint(rng.standard_t(2, (CONFIG.num_y, hy, wy)) * 2)
+    y = np.rint(rng.standard_t(2, (CONFIG.num_y + CONFIG.num_residual, hy, wy)) * 2)
+    if q < CONFIG.residual_from:
+        y[CONFIG.num_y :] = 0
     return s, z.astype(np.int32), y.astype(np.int32)
 
 
@@ -62,7 +68,14 @@ def random_symbols(seed: int, hy: int, wy: int) -> Arrays:
 def code(model: EntropyModel, symbols: Arrays, q: int) -> tuple[Coded, Coded, Coded]:
     """s, z and y as the trainer codes them, when these are the symbols."""
     s, z, y = (torch.from_numpy(v)[None].float() for v in symbols)
-    return model.code(s, z, y, torch.tensor([q]), given=True)
+    c = model.config
+    y, residual = y.split([c.num_y, c.num_residual], 1)
+    base = model.code(s, z, y, torch.tensor([min(q, c.residual_from)]), given=True)
+    if q < c.residual_from:
+        of_residual = Coded(*[torch.zeros_like(residual)] * 4)
+    else:
+        of_residual = model.code_residual(base, residual, torch.tensor([q]), given=True)
+    return base[0], base[1], Coded.cat([base[2], of_residual])
 
 
 def levels_of(coded: tuple[Coded, Coded, Coded]) -> Arrays:
@@ -73,19 +86,31 @@ def levels_of(coded: tuple[Coded, Coded, Coded]) -> Arrays:
     return s.astype(np.int32), z.astype(np.int32), y.astype(np.int32)
 
 
-def part_masks(model: EntropyModel, latents: Arrays) -> list[tuple[int, np.ndarray]]:
+def part_masks(model: EntropyModel, latents: Arrays, q: int) -> list[tuple[int, np.ndarray]]:
     """Of every pass in coding order: the latent it belongs to (s, z, y) and a mask over it."""
     s, z, y = latents
     masks = [(0, np.ones(s.shape, bool))]
     for lattice in lattices(2, *z.shape[1:]):
         masks.append((1, np.broadcast_to(lattice[0].numpy() > 0, z.shape)))
-    masks += [(2, mask[0].numpy() > 0) for mask in model.y_masks(*y.shape[1:])]
+    c = model.config
+    for mask in model.y_masks(*y.shape[1:]):
+        masks.append((2, np.pad(mask[0].numpy() > 0, ((0, c.num_residual), (0, 0), (0, 0)))))
+    for lattice in lattices(c.residual_scan, *y.shape[1:]) if q >= c.residual_from else []:
+        of_residual = np.broadcast_to(lattice[0].numpy() > 0, (c.num_residual, *y.shape[1:]))
+        masks.append((2, np.pad(of_residual, ((c.num_y, 0), (0, 0), (0, 0)))))
     return masks
 
 
 @torch.no_grad()
 def trained_bits(model: EntropyModel, coded: tuple[Coded, Coded, Coded]) -> dict[str, float]:
-    return {name: float(bits[0]) for name, bits in model.bits(*coded).items()}
+    """As the trainer counts them; of the residual, pass by pass, after those of the base."""
+    s, z, y = coded
+    c = model.config
+    base, rest = (Coded(*tensors) for tensors in zip(*(v.split([c.num_y, c.num_residual], 1) for v in y), strict=True))
+    parts = {name: float(bits[0]) for name, bits in model.bits(s, z, base).items()}
+    for step, lattice in enumerate(lattices(c.residual_scan, *y.bits.shape[2:])):
+        parts[f"y{sum(c.group_scans) + step}"] = float((rest.bits * lattice).sum())
+    return parts
 
 
 @pytest.mark.parametrize("q", [0, 97, 252])
@@ -94,7 +119,7 @@ def trained_bits(model: EntropyModel, coded: tuple[Coded, Coded, Coded]) -> dict
 def test_every_prediction_equals_the_core(q: int, shape: tuple[int, int], octaves: float) -> None:
     model = random_model(q, octaves=octaves)
     core = _core.EntropyModel(serialize(model))
-    symbols = random_symbols(q, *shape)
+    symbols = random_symbols(q, *shape, q)
     coded = code(model, symbols, q)
     levels = levels_of(coded)
     mean, table = core.indexes(*levels, q)
@@ -105,7 +130,7 @@ def test_every_prediction_equals_the_core(q: int, shape: tuple[int, int], octave
         np.testing.assert_array_equal(16 * given + one.mean[0].numpy(), level)
     # s and z, and the order of everything: their tables give the same bytes
     values, tables = [], []
-    for which, mask in part_masks(model, symbols):
+    for which, mask in part_masks(model, symbols, q):
         values.append(symbols[which][mask])
         tables.append(coded[which].scale[0].numpy()[mask])
     payload = _core.range_encode(
@@ -120,7 +145,7 @@ def test_the_comparison_covers_many_tables_and_means() -> None:
     scales: list[set[float]] = [set(), set(), set()]
     means: list[set[float]] = [set(), set(), set()]
     for q in (0, 97, 252):
-        coded = code(random_model(q), random_symbols(q, 16, 16), q)
+        coded = code(random_model(q), random_symbols(q, 16, 16, q), q)
         for which, one in enumerate(coded):
             scales[which] |= set(one.scale.flatten().tolist())
             means[which] |= set(one.mean.flatten().tolist())
@@ -130,11 +155,11 @@ def test_the_comparison_covers_many_tables_and_means() -> None:
 
 def test_part_names_and_masks() -> None:
     model = random_model(0)
-    symbols = random_symbols(0, 5, 6)
-    parts = trained_bits(model, code(model, symbols, 9))
-    assert list(parts) == ["s", "z", *(f"y{p}" for p in range(6))]
+    symbols = random_symbols(0, 5, 6, 200)
+    parts = trained_bits(model, code(model, symbols, 200))
+    assert list(parts) == ["s", "z", *(f"y{p}" for p in range(8))]
     count = [np.zeros(v.shape, int) for v in symbols]
-    for which, mask in part_masks(model, symbols):
+    for which, mask in part_masks(model, symbols, 200):
         count[which] += mask
     assert all((c == 1).all() for c in count), "each symbol is coded once"
 
@@ -142,10 +167,10 @@ def test_part_names_and_masks() -> None:
 def draw(model: EntropyModel, q: int, hy: int, wy: int, seed: int) -> Arrays:
     """Symbols from the model's own distributions, pass by pass, so that each sees its context."""
     rng = np.random.default_rng(seed)
-    symbols = random_symbols(seed, hy, wy)
+    symbols = random_symbols(seed, hy, wy, q)
     for v in symbols:
         v[...] = 0
-    for which, mask in part_masks(model, symbols):
+    for which, mask in part_masks(model, symbols, q):
         one = code(model, symbols, q)[which]
         scale = np.vectorize(scale_of_index)(one.scale[0].numpy())
         drawn = np.rint(rng.logistic(0.0, scale)).astype(np.int32)
@@ -174,8 +199,9 @@ def test_the_rate_that_is_learnt_from_is_the_rate_of_the_symbols() -> None:
     rng = torch.Generator().manual_seed(0)
     s, z, y = (
         (0.2 * torch.randn((1, *v.shape), generator=rng)).requires_grad_()
-        for v in random_symbols(0, 8, 8)
+        for v in random_symbols(0, 8, 8, 0)
     )
+    y = y.detach()[:, : CONFIG.num_y].requires_grad_()
     coded = model.train().code(s, z, y, at)
     still = model.eval().code(s, z, y, at)
     for one, other in zip(coded, still, strict=True):
@@ -192,8 +218,9 @@ def test_latents_are_rounded_and_restored_as_in_training(q: int) -> None:
     model = random_model(q + 1).eval()
     entropy = runtime.EntropyModel(serialize(model))
     rng = np.random.default_rng(q)
-    latents = [rng.normal(0, 4, v.shape).astype(np.float32) for v in random_symbols(0, 9, 6)]
-    at = torch.tensor([q])
+    latents = [rng.normal(0, 4, v.shape).astype(np.float32) for v in random_symbols(0, 9, 6, q)]
+    latents[2] = latents[2][: CONFIG.num_y]
+    at = torch.tensor([min(q, CONFIG.residual_from)])
     with torch.no_grad():
         coded = model.code(*(torch.from_numpy(v)[None] for v in latents), at)
         s, z, y = (
@@ -203,7 +230,8 @@ def test_latents_are_rounded_and_restored_as_in_training(q: int) -> None:
         step = model.step(model.y_gains.at(at, 2))[0].numpy()
     payload = entropy.encode(entropy.round_latents(*latents, q), q)
     levels = entropy.decode(payload, q, (9, 6))
-    for got, want in zip((levels.s, levels.z, levels.y), levels_of(coded), strict=True):
+    base = levels.y[: CONFIG.num_y]
+    for got, want in zip((levels.s, levels.z, base), levels_of(coded), strict=True):
         np.testing.assert_array_equal(got, want)
     prompt = entropy.visual_prompt(levels, q)
     assert prompt.dtype == np.float32 and prompt.shape == (len(y) + len(z), 9, 6)
@@ -218,14 +246,37 @@ def test_latents_are_rounded_and_restored_as_in_training(q: int) -> None:
 def test_the_file_holds_the_steps_of_training() -> None:
     model = random_model(2)
     core = _core.EntropyModel(serialize(model))
-    assert (core.version, core.group_sizes, core.group_scans) == (3, [6, 8, 10], [3, 2, 1])
+    assert (core.version, core.group_sizes, core.group_scans) == (4, [6, 8, 10, 7], [3, 2, 1, 2])
+    assert core.residual_from == CONFIG.residual_from
+    row = np.minimum(np.arange(NUM_Q), CONFIG.residual_from)  # where the base stays
     for gains, step in (
         (model.s_gains, core.s_step),
         (model.z_gains, core.z_step),
-        (model.y_gains, core.y_step),
+        (model.y_gains, core.y_step[:, : CONFIG.num_y]),
     ):
         assert len(step) == NUM_Q
-        np.testing.assert_array_equal(q_tables(gains.all_q())[0].numpy(), step)
+        np.testing.assert_array_equal(q_tables(gains.all_q())[0].numpy()[row], step)
+    of_residual = q_tables(model.residual_gains.all_q())[0].numpy()
+    np.testing.assert_array_equal(of_residual, core.y_step[:, CONFIG.num_y :])
+
+
+def test_only_the_residual_weighs_bits_against_error() -> None:
+    """Some coefficients over half a step are not worth their bits; all else is rounded."""
+    model = random_model(4).eval()
+    core = _core.EntropyModel(serialize(model))
+    rng = np.random.default_rng(4)
+    s, z, y = (np.rint(16 * rng.normal(0, 1.5, v.shape)) for v in random_symbols(0, 24, 24, 200))
+    levels = [v.astype(np.int32) for v in (s, z, y)]
+    base, _ = core.indexes(*levels, 200)
+    coded = core.coded(*levels, 200)[2]
+    residual = slice(CONFIG.num_y, None)
+    away, taken = (v[residual] for v in (levels[2] - base, coded - base))
+    smaller = np.abs(taken) < np.abs(np.rint(away / 16) * 16)
+    assert (np.abs(away - taken) <= 24).all()
+    assert 0.02 < smaller.mean() < 0.5
+    # all else is rounded to the nearest
+    rest = np.abs(levels[2] - coded)[: CONFIG.num_y]
+    assert rest.max() <= 8
 
 
 def test_an_accumulator_that_float32_cannot_hold_is_refused() -> None:

@@ -15,6 +15,7 @@ COMMANDS = {
     "encode": "encode a picture to a byte budget or a quality",
     "decode": "decode a file to a picture",
     "info": "print what a file contains",
+    "bench": "measure latency on this machine, stage by stage",
     "compare": "make a contact sheet of images and codecs at the same bytes",
 }
 EXIT_ERROR = 2

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ..api import Encoder
+from ..engines import ENGINE_NAMES
 from ..imaging import crop, read_picture
 from .files import quiet_stderr, read_input, write_output
 
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """The options that encode and decode share."""
     parser.add_argument("--model", default="edge", help="model name or directory (edge)")
-    parser.add_argument("--engine", default="auto", help="auto, openvino or onnxruntime (auto)")
+    parser.add_argument("--engine", default="auto", help=f"auto or {', '.join(ENGINE_NAMES)} (auto)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from typing import Any
 
-from .. import cpu
+from .. import cpu, profile
 from ..api import read_levels
 from ..bitstream import HEADER_BYTES, VERSION
 from ..errors import OptionError
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Print; errors are raised."""
     if (args.input is None) != args.cpu:
         raise OptionError("info takes a FILE or --cpu, one of them")
-    report = cpu.describe() if args.cpu else describe(read_input(args.input), args.model)
+    report = _machine() if args.cpu else describe(read_input(args.input), args.model)
     if args.json:
         text = json.dumps(report, indent=2)
     else:
@@ -78,11 +79,32 @@ def describe(data: bytes, model_name: str = "edge") -> dict[str, Any]:
     }
 
 
+def _machine() -> dict[str, Any]:
+    """What the CPU has, and the profile that `engine="auto"` follows on it."""
+    found = profile.read()
+    applies = found is not None and found == profile.applicable()
+    return {
+        **cpu.describe(),
+        "cpu": profile.cpu_name(),
+        "profile": None if found is None else {**asdict(found), "applies": applies},
+    }
+
+
+def _profile_line(report: dict[str, Any]) -> str:
+    found = report["profile"]
+    if found is None:
+        return "none (fasdiff bench --write-profile makes one)"
+    text = f"{found['engine']}, {found['threads']} threads"
+    return text if found["applies"] else f"{text}, but made on another CPU: not used"
+
+
 def _cpu_lines(report: dict[str, Any]) -> list[str]:
     reason = "FASDIFF_CPU" if report["environment"] else "the best there is"
     return [
         f"chosen           {report['chosen']} ({reason})",
         f"available        {', '.join(report['available'])}",
+        f"CPU              {report['cpu']}",
+        f"profile          {_profile_line(report)}",
         *(f"{name.replace('_', ' '):<16} {unit}" for name, unit in report["kernels"].items()),
     ]
 

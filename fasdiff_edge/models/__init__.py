@@ -22,10 +22,11 @@ from ..errors import ModelError
 
 MANIFEST_FORMAT = 1
 REFERENCE_SIDE = 256  # pixels
-MANIFEST, ANALYSIS, SYNTHESIS, ENTROPY = (
+MANIFEST, ANALYSIS, SYNTHESIS, RESIDUAL, ENTROPY = (
     "manifest.json",
     "analysis.onnx",
     "synthesis.onnx",
+    "residual.onnx",
     "entropy_model.bin",
 )
 _SHIPPED = Path(__file__).parent
@@ -59,7 +60,7 @@ class Model:
         """The least quality, in quarter steps, at which so many coded pixels are worth coding."""
         octaves = max(0.0, math.log2(math.sqrt(height * width) / REFERENCE_SIDE))
         quality = self.min_quality_before_downscale + octaves * self.min_quality_per_octave
-        return min(math.ceil(4 * quality), MAX_QUALITY)
+        return min(math.ceil(4 * quality), self.entropy.residual_from - 1)
 
     def read(self, file: str) -> bytes:
         """Contents of one of the model's files, checked against the manifest.

@@ -1,0 +1,183 @@
+"""The residual: a basis from what the student leaves, and the networks that predict its coefficients.
+
+    python -m export.train_residual RUN/checkpoint.pt OUT/checkpoint.pt --data FACES --minutes 8
+
+The base stays as it is. The basis is that of the principal components of the residuals of some
+training faces at the quality from which residuals are coded; then the residual's networks learn to
+predict scales and means from the base and from each other, at all qualities above. Prints what the
+residual is worth on some `val` faces, and what it would be without its gate: with every coefficient
+rounded to the nearest step, whatever the energy around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export.data import BatchKind, Face, FaceSampler, read_index, read_square
+from export.integer_entropy import KNOTS, NUM_Q, PRICE, Coded, IntegerConv2d
+from export.networks import UNIT, Codec, codec_from_dict, split_bands
+from export.train import ADAM_SCALE, parameter_kind
+
+GREY = 127.5 / UNIT  # grey levels in a unit of the residual's coefficients
+LEARNING_RATE = 1.2e-3
+HEADER_BYTES = 12
+
+
+@torch.no_grad()
+def decoded_base(codec: Codec, bands: Tensor) -> tuple[tuple[Coded, Coded, Coded], Tensor]:
+    """Coded s, z, y at the base's top quality, and the bands that the student leaves."""
+    e = codec.entropy
+    count, _, h, w = bands.shape
+    q = torch.full((count,), e.config.residual_from)
+    codec.eval()
+    base = e.code(*codec.latents(bands, bf16=True), q)
+    prompt, s_hat = codec.decoded(base, q)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        noise = bands.new_zeros(count, 48, h, w)
+        quality = q.float() / (NUM_Q - 1)
+        out = codec.g_s(prompt, s_hat, noise, torch.zeros(count), quality)
+    return base, bands - out.float()
+
+
+def find_basis(codec: Codec, faces: list[Face]) -> float:
+    """Set the basis; returns the share of the residuals' energy that it holds."""
+    total = torch.zeros(768, 768)
+    for face in faces:
+        bands = split_bands(torch.from_numpy(read_square(face, 256)))
+        _, left = decoded_base(codec, bands)
+        blocks = F.pixel_unshuffle(left, 4).permute(0, 2, 3, 1).reshape(-1, 768)
+        total += blocks.T @ blocks
+    values, vectors = torch.linalg.eigh(total)
+    kept = codec.residual.basis.shape[0]
+    basis = vectors.T.flip(0)[:kept].half().float()  # as the file holds it
+    codec.residual.basis.copy_(basis.reshape(kept, 48, 4, 4))
+    return float(values.flip(0)[:kept].sum() / values.sum())
+
+
+def set_gains(codec: Codec, steps: tuple[float, float]) -> None:
+    """One step for all coefficients, in grey levels at `residual_from` and at quality 63."""
+    first = codec.entropy.config.residual_from
+    low, high = (np.log2(GREY / step) for step in steps)
+    knots = np.linspace(0, NUM_Q - 1, KNOTS)
+    along = low + (high - low) * (knots - first) / (NUM_Q - 1 - first)
+    gains = codec.entropy.residual_gains.log2_gain
+    with torch.no_grad():
+        gains.copy_(torch.from_numpy(along).float()[:, None].expand_as(gains))
+
+
+def train(codec: Codec, faces: list[Face], minutes: float, batch: int) -> None:
+    """Fit `entropy.residual_passes`."""
+    e = codec.entropy
+    outputs = {n for n, m in codec.named_modules() if isinstance(m, IntegerConv2d) and m.lo < 0}
+    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in ADAM_SCALE}
+    for name, p in codec.named_parameters():
+        if name.startswith("entropy.residual_passes."):
+            groups[parameter_kind(name, p, outputs)].append(p)
+    fitted = [p for group in groups.values() for p in group]
+    scales = [ADAM_SCALE[kind] for kind, group in groups.items() if group]
+    adam = torch.optim.AdamW([{"params": g} for g in groups.values() if g], weight_decay=0.0)
+    kinds = [BatchKind(128, batch, 0.35, 0.5), BatchKind(256, max(1, batch // 4), 0.85, 0.5)]
+    sampler = FaceSampler(faces, 7, kinds)
+    rng = np.random.default_rng(7)
+    first = e.config.residual_from
+    start, step, sums = time.time(), 0, []
+    while (progress := (time.time() - start) / (60 * minutes)) < 1:
+        bands = split_bands(torch.from_numpy(sampler.next()[0]).float())
+        base, left = decoded_base(codec, bands)
+        residual = codec.residual(left)
+        q = torch.from_numpy(rng.integers(first, NUM_Q, len(bands)))
+        e.train()
+        coded = e.code_residual(base, residual, q)
+        loss = coded.bits.sum() / residual[:, 0].numel() / 256  # bits per pixel
+        adam.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(fitted, 1.0)
+        for group, scale in zip(adam.param_groups, scales, strict=True):
+            group["lr"] = LEARNING_RATE * scale * min(1.0, (step + 1) / 30) * (1 - progress)
+        adam.step()
+        step += 1
+        sums.append(float(loss.detach()))
+        if step % 25 == 0:
+            print(f"{time.time() - start:6.0f} s step {step} bpp {np.mean(sums):.4f}", flush=True)
+            sums = []
+    e.eval()
+
+
+@torch.no_grad()
+def measure(
+    codec: Codec, faces: list[Face], qualities: list[int], price: float = PRICE
+) -> list[tuple[float, float]]:
+    """(bytes, PSNR) of files with a residual, means over whole `faces` at 256x256.
+
+    Bytes are the entropy model's estimate with the header; realism 0.
+
+    Args:
+      qualities: in quarter steps, at least `residual_from`.
+      price: see `Coded.of`; 0 rounds every coefficient.
+    """
+    e = codec.entropy
+    e.eval()
+    sums = np.zeros((len(qualities), 2))
+    for face in faces:
+        base, left = decoded_base(codec, split_bands(torch.from_numpy(read_square(face, 256))))
+        for row, q in zip(sums, map(torch.tensor, ([q] for q in qualities)), strict=True):
+            coded = e.code_residual(base, codec.residual(left), q, price=price)
+            error = left - codec.residual.bands(e.dequantise(coded, e.residual_gains, q))
+            row[0] += float(sum(p.bits.sum() for p in (*base, coded))) / 8 + HEADER_BYTES
+            row[1] += 10 * float(torch.log10(4 / error.square().mean()))  # bands span -1..1
+    return [(float(size), float(psnr)) for size, psnr in sums / len(faces)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder with index.csv")
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--faces", type=int, default=200, help="for the basis")
+    parser.add_argument("--steps", type=float, nargs=2, default=(220.0, 16.0), help="grey levels")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--count", type=int, default=16, help="val faces to report on")
+    parser.add_argument("--keep-basis", action="store_true", help="of the checkpoint")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(7)
+    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+    codec = codec_from_dict(state["config"])
+    codec.load_state_dict(state["ema"])
+    codec.requires_grad_(False)
+    codec.entropy.residual_passes.requires_grad_(True)
+    faces = read_index(args.data, "train")
+    if not args.keep_basis:
+        share = find_basis(codec, faces[:: max(1, len(faces) // args.faces)])
+        print(f"the basis holds {100 * share:.1f} % of the residuals", flush=True)
+    set_gains(codec, tuple(args.steps))
+    train(codec, faces, args.minutes, args.batch)
+    val = read_index(args.data, "val")
+    val = val[:: len(val) // args.count][: args.count]
+    first = codec.entropy.config.residual_from
+    qualities = [first, first + 10, first + 20, first + 40, first + 60, NUM_Q - 1]
+    print("| quality | bytes | PSNR | bytes, every coefficient rounded | PSNR |\n|---|---|---|---|---|")
+    rows = zip(measure(codec, val, qualities), measure(codec, val, qualities, 0.0), strict=True)
+    for q, ((size, psnr), (rounded, with_all)) in zip(qualities, rows, strict=True):
+        print(f"| {q / 4} | {size:.0f} | {psnr:.2f} | {rounded:.0f} | {with_all:.2f} |")
+    found = codec.state_dict()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**state, "model": {**state["model"], **chosen(found)}, "ema": found}, args.out)
+
+
+def chosen(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What was fitted here."""
+    return {k: v for k, v in state.items() if "residual" in k}
+
+
+if __name__ == "__main__":
+    main()
