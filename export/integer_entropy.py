@@ -119,7 +119,7 @@ class EntropyConfig:
     group_scans: list[int] = field(default_factory=lambda: [3, 2, 2, 1])  # passes of each group
     num_residual: int = 128
     residual_scan: int = 2
-    residual_from: int = 160  # the quality from which the residual is coded; the base stays at it
+    residual_from: int = 116  # the quality from which the residual is coded; the base stays at it
     hidden_z: int = 64
     hidden_pass: int = 96
 
