@@ -28,7 +28,7 @@ from identity import SAME_PERSON, Identity
 from metrics import has_ssimulacra2, ms_ssim, psnr, ssim, ssimulacra2
 from peers import PeerCache, available_peers, missing_peers
 from tables import RESULTS, write_tsv
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 import fasdiff_edge
 from fasdiff_edge import Decoder, Encoder

@@ -22,9 +22,10 @@
 //       u16 cin, cout (cout <= 512); u8 k (1 or 3), shift (1..24); i16 lo, hi
 //       i8 weight[cout][cin][k][k]; i32 bias[cout], |bias| < 2^24
 //
-// From quality residual_from on the last group, the residual, is coded too, and nothing else depends
-// on the quality any more: the rows of the quantisers of s, z and the other groups, and the plane of
-// the quality, stay what they are there. Below, the residual is zero and its passes are left out.
+// From quality residual_from on the last group, the residual, is coded too, and nothing else
+// depends on the quality any more: the rows of the quantisers of s, z and the other groups, and the
+// plane of the quality, stay what they are there. Below, the residual is zero and its passes are
+// left out.
 //
 // What the networks take and give (channels; P = 5 planes: quality, row, column, height, width):
 //   z pass h: P + num_s + (h ? num_z : 0) -> 2 * num_z, means before scales;
@@ -33,9 +34,10 @@
 //                        -> 2 * size[g], means before scales.
 //
 // Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift
-// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and there is no residual; instead of s_mean and
-// s_scale come (i16 base, u16 table) for each component of s, then for each channel of z; only y
-// has a quantiser; there are no z passes, h_s_z takes num_z, h_s_y that + 1 (the quality).
+// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and there is no residual;
+// instead of s_mean and s_scale come (i16 base, u16 table) for each component of s, then for each
+// channel of z; only y has a quantiser; there are no z passes, h_s_z takes num_z, h_s_y that + 1
+// (the quality).
 #ifndef FASDIFF_CSRC_ENTROPY_MODEL_H_
 #define FASDIFF_CSRC_ENTROPY_MODEL_H_
 

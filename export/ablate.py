@@ -3,8 +3,9 @@
     python -m export.ablate RUN/checkpoint.pt semantics OUT/checkpoint.pt
     python -m export.train --out OUT ... (and the same from RUN)
 
-`semantics`: s is zero before it is coded, so that it tells nothing (the bits that its prior asks for
-a zero are still counted). What the residual and its gate buy, `export/train_residual.py` prints.
+`semantics`: s is zero before it is coded, so that it tells nothing (the bits that its prior asks
+for a zero are still counted). What the residual and its gate
+buy, `export/train_residual.py` prints.
 Optimisers start afresh, as they must in a run to compare with.
 """
 

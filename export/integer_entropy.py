@@ -119,7 +119,7 @@ class EntropyConfig:
     group_scans: list[int] = field(default_factory=lambda: [3, 2, 2, 1])  # passes of each group
     num_residual: int = 128
     residual_scan: int = 2
-    residual_from: int = 116  # the quality from which the residual is coded; the base stays at it
+    residual_from: int = 132  # the quality from which the residual is coded; the base stays at it
     hidden_z: int = 64
     hidden_pass: int = 96
 
@@ -406,8 +406,8 @@ class EntropyModel(nn.Module):
         Args:
           residual: [B, R, hy, wy], unrounded; or its symbols where `given`.
           q: int64 [B], at least `residual_from`.
-          price: see `Coded.of`. The gate of the high bands: where the networks expect little energy,
-            from the base and the neighbours, a coefficient must be large to be coded.
+          price: see `Coded.of`. The gate of the high bands: where the networks expect little
+            energy, from the base and the neighbours, a coefficient must be large to be coded.
         """
         c = self.config
         s, z, y = base

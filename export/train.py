@@ -61,7 +61,7 @@ class Settings:
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
 VALIDATE_SIZE = 256
-VALIDATE_Q = (0, 20, 40, 60, 90, 116)
+VALIDATE_Q = (0, 20, 40, 60, 90, 132)
 
 
 def rate_lambda(settings: Settings, q: Tensor) -> Tensor:

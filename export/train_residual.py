@@ -1,4 +1,4 @@
-"""The residual: a basis from what the student leaves, and the networks that predict its coefficients.
+"""The residual: a basis from what the student leaves, and networks that predict its coefficients.
 
     python -m export.train_residual RUN/checkpoint.pt OUT/checkpoint.pt --data FACES --minutes 8
 
@@ -165,7 +165,8 @@ def main() -> None:
     val = val[:: len(val) // args.count][: args.count]
     first = codec.entropy.config.residual_from
     qualities = [first, first + 10, first + 20, first + 40, first + 60, NUM_Q - 1]
-    print("| quality | bytes | PSNR | bytes, every coefficient rounded | PSNR |\n|---|---|---|---|---|")
+    print("| quality | bytes | PSNR | bytes, every coefficient rounded | PSNR |")
+    print("|---|---|---|---|---|")
     rows = zip(measure(codec, val, qualities), measure(codec, val, qualities, 0.0), strict=True)
     for q, ((size, psnr), (rounded, with_all)) in zip(qualities, rows, strict=True):
         print(f"| {q / 4} | {size:.0f} | {psnr:.2f} | {rounded:.0f} | {with_all:.2f} |")

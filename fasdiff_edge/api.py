@@ -160,7 +160,7 @@ class Encoder:
     def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
         """The largest quality in low .. high that fits, where low is below the residual's.
 
-        The residual is looked at only where the base does not fill the budget: it needs the student.
+        The residual is looked at only where the base does not fill the budget: it takes a student.
         """
         entropy = self._model.entropy
         base, rest = slice(0, entropy.num_base), slice(entropy.num_base, None)
@@ -202,16 +202,16 @@ class Encoder:
         entropy = self._model.entropy
         quality = entropy.residual_from
         student, transform = self._residual_graphs()
-        with stage("entropy encode"):
+        with stage("residual"):
             levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
             prompt = _prompt(entropy, entropy.coded(levels, quality), quality)
             prompt = replace(prompt, residual=np.zeros_like(prompt.residual))
-        with stage("student"):
             decoded = student.bands(prompt, np.zeros_like(latents.bands), realism=0.0)
             left = latents.bands - decoded
             residual = transform.run({"bands": left[None]})["residual"]
         _check_shape("residual", residual, (1, entropy.num_residual, *latents.y.shape[1:]))
-        latents.residual = found = residual[0]
+        found: Array = residual[0]
+        latents.residual = found
         return found
 
     def _pack(self, image: NDArray[np.uint8], scale: int, quality: int, payload: bytes) -> bytes:
@@ -272,13 +272,15 @@ class Decoder:
             hy, wy = header.latent_size
             noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
         with stage("student"):
-            bands = self._student.bands(prompt, noise, self._realism * self._unknown(header.quality))
+            bands = self._student.bands(
+                prompt, noise, self._realism * self._unknown(header.quality)
+            )
         with stage("merge"):
             coded = merge_bands(bands, *header.coded_size)
             return imaging.upscale(coded, header.scale, header.height, header.width)
 
     def _unknown(self, quality: int) -> float:
-        """The share of the detail that a file leaves to the sampler: the residual tells the rest."""
+        """How much of the detail is left to the sampler: the residual tells the rest."""
         first, last = self._model.entropy.residual_from, bitstream.MAX_QUALITY
         return 1.0 if quality < first else (last - quality) / (last - first + 1)
 

@@ -43,7 +43,8 @@ _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8
 _ARM_FLAGS = ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve", "sve2")
 _COLD = (
     "import sys; from fasdiff_edge import Decoder; "
-    "Decoder(sys.argv[1], sys.argv[2], threads=int(sys.argv[3])).decode(open(sys.argv[4], 'rb').read())"
+    "decoder = Decoder(sys.argv[1], sys.argv[2], threads=int(sys.argv[3])); "
+    "decoder.decode(open(sys.argv[4], 'rb').read())"
 )
 
 
@@ -105,10 +106,16 @@ def measure(configuration: Configuration, picture: Path, options: dict[str, Any]
 
     times: dict[str, list[float]] = {}
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+    def read(path: Path) -> NDArray[np.uint8]:
+        return read_picture(path.read_bytes())
+
+    def encode(pixels: NDArray[np.uint8]) -> bytes:
+        return encoder.encode(pixels, max_bytes=budget)
+
+    def timed(name: str, call: Callable[[Any], Any], argument: Any) -> Any:
         with record() as stages:
             start = time.perf_counter()
-            result = call()
+            result = call(argument)
             stages[name] = time.perf_counter() - start
         for stage, seconds in stages.items():
             times.setdefault(stage, []).append(seconds)
@@ -116,13 +123,17 @@ def measure(configuration: Configuration, picture: Path, options: dict[str, Any]
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.png"
+
+        def write(pixels: NDArray[np.uint8]) -> None:
+            out.write_bytes(write_picture(pixels, ".png"))
+
         for repeat in range(WARM_UP + options["repeats"]):
             if repeat == WARM_UP:
                 times.clear()
-            pixels = timed("read", lambda: read_picture(picture.read_bytes()))
-            data = timed("encode", lambda pixels=pixels: encoder.encode(pixels, max_bytes=budget))
-            decoded = timed("decode", lambda data=data: decoder.decode(data))
-            timed("write", lambda decoded=decoded: out.write_bytes(write_picture(decoded, ".png")))
+            pixels = timed("read", read, picture)
+            data = timed("encode", encode, pixels)
+            decoded = timed("decode", decoder.decode, data)
+            timed("write", write, decoded)
     stages = ["read", *ENCODE_STAGES, *DECODE_STAGES, "write"]
     return {
         **asdict(c),
@@ -170,7 +181,9 @@ def square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     side = min(image.shape[:2])
     top, left = ((length - side) // 2 for length in image.shape[:2])
     inter = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
-    resized = cv2.resize(image[top : top + side, left : left + side], (size, size), None, 0, 0, inter)
+    resized = cv2.resize(
+        image[top : top + side, left : left + side], (size, size), None, 0, 0, inter
+    )
     return np.ascontiguousarray(resized, dtype=np.uint8)
 
 
@@ -194,12 +207,19 @@ def drawn_face(size: int = 512) -> NDArray[np.uint8]:
     paint(0.5, 0.56, 0.026, 0.055, (190, 140, 115))
     paint(0.5, 0.68, 0.085, 0.024, (165, 80, 75))
     image += np.random.default_rng(1).normal(0, 3, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    drawn: NDArray[np.uint8] = np.clip(image, 0, 255).astype(np.uint8)
+    return drawn
 
 
 def machine() -> dict[str, Any]:
     """The processor, its state and the versions of everything, as far as the system tells."""
-    packages = ("numpy", "opencv-python-headless", "opencv-python", "onnxruntime-gpu", *CPU_ENGINE_NAMES)
+    packages = (
+        "numpy",
+        "opencv-python-headless",
+        "opencv-python",
+        "onnxruntime-gpu",
+        *CPU_ENGINE_NAMES,
+    )
     versions = {"fasdiff-edge": __version__, "python": platform.python_version()}
     for name in packages:
         try:
@@ -285,7 +305,10 @@ def compare(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
     for key in shared:
         one, other = first[key], second[key]
         row: dict[str, Any] = dict(zip(Configuration.__annotations__, key, strict=True))
-        parts = {"encode": (one["encode"], other["encode"]), "decode": (one["decode"], other["decode"])}
+        parts = {
+            "encode": (one["encode"], other["encode"]),
+            "decode": (one["decode"], other["decode"]),
+        }
         parts |= {
             name: (one["stages"][name], other["stages"][name])
             for name in one["stages"]

@@ -1,4 +1,4 @@
-"""The profile of this machine: the engine and the number of threads that `fasdiff bench` found best.
+"""The profile of this machine: engine and threads that `fasdiff bench` found best.
 
 A JSON file at FASDIFF_PROFILE, or `fasdiff/profile.json` in the user's configuration folder
 (XDG_CONFIG_HOME, else `~/.config`). `engine="auto"` and `threads=None` follow it. It names the

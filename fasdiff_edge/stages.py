@@ -14,8 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-# In the order in which the data flow.
-ENCODE_STAGES = ("split", "analysis", "entropy encode")
+# In the order in which the data flow. "residual": the encoder decodes its base and looks at what is
+# left, where the bytes reach further than the base.
+ENCODE_STAGES = ("split", "analysis", "residual", "entropy encode")
 DECODE_STAGES = ("entropy decode", "noise", "student", "merge")
 
 _local = threading.local()
@@ -39,7 +40,8 @@ def stage(name: str) -> Iterator[None]:
 def record() -> Iterator[dict[str, float]]:
     """Record the stages of this thread: name -> seconds, summed over all calls in the block."""
     outer = getattr(_local, "times", None)
-    _local.times = times = {}
+    times: dict[str, float] = {}
+    _local.times = times
     try:
         yield times
     finally:

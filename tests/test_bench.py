@@ -29,8 +29,8 @@ def own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a short run of the command wrote: one configuration, and a chart beside it."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ["--engines", "onnxruntime", "--threads", "1", "--sizes", "64"]
-    arguments += ["--max-bytes", "300", "--repeats", "3", "--plot", str(folder / "bench.png")]
+    arguments = ["--engines", "onnxruntime", "--threads", "1", "--sizes", "128"]
+    arguments += ["--max-bytes", "500", "--repeats", "3", "--plot", str(folder / "bench.png")]
     assert main(["bench", *arguments, "--json", str(folder / "bench.json")]) == 0
     return folder / "bench.json"
 
@@ -38,9 +38,11 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_stages_of_encoding_and_decoding_fill_the_time(draw_portrait: Any) -> None:
     encoder, decoder = Encoder(threads=1), Decoder(threads=1)
     image = draw_portrait()
-    data = encoder.encode(image, max_bytes=800)
+    data = encoder.encode(image, max_bytes=400)
+    without_residual = tuple(name for name in ENCODE_STAGES if name != "residual")
     for call, stages in (
-        (lambda: encoder.encode(image, max_bytes=800), ENCODE_STAGES),
+        (lambda: encoder.encode(image, max_bytes=400), without_residual),
+        (lambda: encoder.encode(image, quality=63), ENCODE_STAGES),
         (lambda: decoder.decode(data), DECODE_STAGES),
     ):
         call()
@@ -49,7 +51,7 @@ def test_the_stages_of_encoding_and_decoding_fill_the_time(draw_portrait: Any) -
             call()
             whole = time.perf_counter() - start
         assert tuple(times) == stages
-        assert 0.8 * whole < sum(times.values()) <= whole
+        assert 0.7 * whole < sum(times.values()) <= whole
 
 
 def test_a_recorder_hears_its_own_block_only() -> None:
@@ -71,13 +73,15 @@ def test_report(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(machine["temperatures"], dict)
     (row,) = found["results"]
     assert (row["engine"], row["precision"], row["threads"]) == ("onnxruntime", "float32", 1)
-    assert (row["size"], row["steps"]) == (64, 1)
-    assert row["bytes"] <= 300
-    assert list(row["stages"]) == ["read", *ENCODE_STAGES, *DECODE_STAGES, "write"]
+    assert (row["size"], row["steps"]) == (128, 1)
+    assert row["bytes"] <= 500
+    stages = [name for name in ENCODE_STAGES if name in row["stages"]]
+    assert [name for name in ENCODE_STAGES if name not in stages] in ([], ["residual"])
+    assert list(row["stages"]) == ["read", *stages, *DECODE_STAGES, "write"]
     for part in (row["encode"], row["decode"], *row["stages"].values()):
         assert 0 < part["median"] <= part["p95"] <= part["p99"]
-    stages = sum(row["stages"][name]["median"] for name in ENCODE_STAGES)
-    assert 0.5 * row["encode"]["median"] < stages < 1.5 * row["encode"]["median"]
+    spent = sum(row["stages"][name]["median"] for name in stages)
+    assert 0.5 * row["encode"]["median"] < spent < 1.5 * row["encode"]["median"]
     assert row["cold_start_ms"] > row["decode"]["median"]
     assert row["peak_mb"] > 30
     chart = read_picture((report.parent / "bench.png").read_bytes())
@@ -88,7 +92,8 @@ def test_a_table_is_printed(report: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["bench", "--compare", str(report), str(report)]) == 0
     names, values = capsys.readouterr().out.splitlines()
     assert {"engine", "student", "decode"} <= set(names.split())
-    assert values.split().count("1.0") == len(ENCODE_STAGES + DECODE_STAGES) + 4
+    (row,) = json.loads(report.read_text())["results"]
+    assert values.split().count("1.0") == len(row["stages"]) + 2
 
 
 def test_compare_gives_ratios_of_what_both_have(report: Path) -> None:
@@ -96,9 +101,9 @@ def test_compare_gives_ratios_of_what_both_have(report: Path) -> None:
     b = json.loads(report.read_text())
     row = b["results"][0]
     row["stages"]["student"]["median"] = 2 * a["results"][0]["stages"]["student"]["median"]
-    b["results"].append({**row, "size": 128})
+    b["results"].append({**row, "size": 256})
     (found,) = benchmark.compare(a, b)
-    assert (found["size"], found["student"], found["analysis"]) == (64, 2.0, 1.0)
+    assert (found["size"], found["student"], found["analysis"]) == (128, 2.0, 1.0)
     with pytest.raises(OptionError, match="in common"):
         benchmark.compare(a, {"results": [{**row, "threads": 7}]})
 
@@ -123,9 +128,7 @@ def test_what_is_no_report_is_refused(
         (["--sizes", "8", "--repeats", "1", "--threads", "1"], "measuring process failed"),
     ],
 )
-def test_bad_options(
-    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_options(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code = main(["bench", *arguments])
     except SystemExit as error:  # from argparse
@@ -163,7 +166,9 @@ def test_auto_follows_the_profile_of_this_processor(
     monkeypatch.delenv("FASDIFF_ENGINE")
 
     seen: list[int | None] = []
-    monkeypatch.setitem(engines._ENGINES, "onnxruntime", lambda model, threads: seen.append(threads))
+    monkeypatch.setitem(
+        engines._ENGINES, "onnxruntime", lambda model, threads: seen.append(threads)
+    )
     engines.load_graph(b"", "auto", None)
     engines.load_graph(b"", "auto", 3)
     assert seen == [1, 3]

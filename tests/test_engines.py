@@ -156,7 +156,14 @@ def test_ports(engine: str, model: Model) -> None:
     assert list(analysis.inputs) == ["bands"]
     assert sorted(analysis.outputs) == ["s", "y", "z"]
     synthesis = load_graph(model.read(SYNTHESIS), engine, 1)
-    assert sorted(synthesis.inputs) == ["noise", "prompt", "quality", "realism", "s_hat"]
+    assert sorted(synthesis.inputs) == [
+        "noise",
+        "prompt",
+        "quality",
+        "realism",
+        "residual",
+        "s_hat",
+    ]
     assert list(synthesis.outputs) == ["bands"]
 
 
@@ -167,7 +174,7 @@ def test_shapes_are_dynamic(engine: str, model: Model, size: tuple[int, int]) ->
     entropy = model.entropy
     graph = load_graph(model.read(ANALYSIS), engine, 1)
     outputs = graph.run(analysis_inputs(height, width))
-    assert outputs["y"].shape == (1, entropy.num_y, hy, wy)
+    assert outputs["y"].shape == (1, entropy.num_base, hy, wy)
     assert outputs["z"].shape == (1, entropy.num_z, -(-hy // 4), -(-wy // 4))
     assert outputs["s"].shape == (1, entropy.num_s)
     graph = load_graph(model.read(SYNTHESIS), engine, 1)
@@ -189,7 +196,9 @@ def test_the_engines_agree(model: Model) -> None:
         (ANALYSIS, analysis_inputs(32, 24)),
         (SYNTHESIS, synthesis_inputs(model, 8, 6)),
     ):
-        one, other = (load_graph(model.read(file), name, 1).run(inputs) for name in CPU_ENGINE_NAMES)
+        one, other = (
+            load_graph(model.read(file), name, 1).run(inputs) for name in CPU_ENGINE_NAMES
+        )
         for name in one:
             largest = float(np.abs(one[name]).max())
             assert largest > 0

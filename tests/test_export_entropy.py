@@ -106,7 +106,10 @@ def trained_bits(model: EntropyModel, coded: tuple[Coded, Coded, Coded]) -> dict
     """As the trainer counts them; of the residual, pass by pass, after those of the base."""
     s, z, y = coded
     c = model.config
-    base, rest = (Coded(*tensors) for tensors in zip(*(v.split([c.num_y, c.num_residual], 1) for v in y), strict=True))
+    base, rest = (
+        Coded(*tensors)
+        for tensors in zip(*(v.split([c.num_y, c.num_residual], 1) for v in y), strict=True)
+    )
     parts = {name: float(bits[0]) for name, bits in model.bits(s, z, base).items()}
     for step, lattice in enumerate(lattices(c.residual_scan, *y.bits.shape[2:])):
         parts[f"y{sum(c.group_scans) + step}"] = float((rest.bits * lattice).sum())

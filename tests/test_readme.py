@@ -46,7 +46,7 @@ def test_commands(readme: str, tmp_path: Path, portrait: np.ndarray, run_python)
         for line in block.splitlines()
         if line.startswith("fasdiff ")
     ]
-    assert {command[1] for command in commands} == {"encode", "decode", "info", "compare"}
+    assert {command[1] for command in commands} == {"encode", "decode", "info", "compare", "bench"}
     for command in commands:
         done = run_python("-m", "fasdiff_edge.cli", *command[1:])
         assert done.returncode == 0, (command, done.stderr.decode())

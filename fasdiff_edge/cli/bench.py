@@ -94,11 +94,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     try:
-        from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
+        from tqdm import tqdm
     except ImportError as error:
-        raise FasdiffError(
-            "fasdiff bench needs tqdm: pip install 'fasdiff-edge[bench]'"
-        ) from error
+        raise FasdiffError("fasdiff bench needs tqdm: pip install 'fasdiff-edge[bench]'") from error
     if args.plot is not None:
         _pyplot()
     installed = available_engines()

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """The options that encode and decode share."""
     parser.add_argument("--model", default="edge", help="model name or directory (edge)")
-    parser.add_argument("--engine", default="auto", help=f"auto or {', '.join(ENGINE_NAMES)} (auto)")
+    parser.add_argument(
+        "--engine", default="auto", help=f"auto or {', '.join(ENGINE_NAMES)} (auto)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the engine")
 
 
