@@ -156,12 +156,14 @@ def run(
     Raises:
       FasdiffError: a process failed; with what it said.
     """
+    if os.path.isdir(options["model"]):
+        options = {**options, "model": os.path.abspath(options["model"])}
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
             picture = Path(folder) / f"{row.size}.png"
             picture.write_bytes(write_picture(square(image, row.size), ".png"))
             work = json.dumps({**asdict(row), "picture": str(picture), "options": options})
-            found = json.loads(_python("-m", "fasdiff_edge.benchmark", work))
+            found = json.loads(_python(folder, "-m", "fasdiff_edge.benchmark", work))
             file = Path(folder) / "cold.fsd"
             encoder = Encoder(options["model"], row.engine, row.threads)
             file.write_bytes(
@@ -170,7 +172,9 @@ def run(
             times = []
             for _ in range(COLD_STARTS):
                 start = time.perf_counter()
-                _python("-c", _COLD, options["model"], row.engine, str(row.threads), str(file))
+                _python(
+                    folder, "-c", _COLD, options["model"], row.engine, str(row.threads), str(file)
+                )
                 times.append(time.perf_counter() - start)
             found["cold_start_ms"] = round(1e3 * float(np.median(times)), 1)
             yield found
@@ -345,8 +349,10 @@ def _peak_memory() -> float | None:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6, 1)
 
 
-def _python(*arguments: str) -> str:
-    process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
+def _python(folder: str, *arguments: str) -> str:
+    """What a new interpreter prints; in `folder`, since it would import from where it is."""
+    command = [sys.executable, *arguments]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     if process.returncode != 0:
         said = process.stderr.strip().splitlines()
         raise FasdiffError(f"a measuring process failed: {said[-1] if said else 'without a word'}")

@@ -159,7 +159,7 @@ def test_graphs_in_each_others_place_are_refused(directory: Path) -> None:
 
 def test_latents_that_are_not_numbers_are_coded(model: Model) -> None:
     entropy = model.entropy
-    y = np.zeros((entropy.num_y, 2, 2), np.float32)
+    y = np.zeros((entropy.num_base, 2, 2), np.float32)
     y[0] = [[np.nan, np.inf], [-np.inf, 1e30]]
     z = np.full((entropy.num_z, 1, 1), np.nan, np.float32)
     levels = entropy.round_latents(np.zeros(entropy.num_s, np.float32), z, y, 100)
@@ -177,7 +177,7 @@ def test_part_bits_add_up_to_the_payload(model: Model) -> None:
     levels = entropy.round_latents(
         random.normal(0, 1, entropy.num_s).astype(np.float32),
         random.normal(0, 1, (entropy.num_z, 2, 2)).astype(np.float32),
-        random.normal(0, 1, (entropy.num_y, 8, 6)).astype(np.float32),
+        random.normal(0, 1, (entropy.num_base, 8, 6)).astype(np.float32),
         150,
     )
     bits = entropy.part_bits(levels, 150)

@@ -103,9 +103,9 @@ def _cpu_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"chosen           {report['chosen']} ({reason})",
         f"available        {', '.join(report['available'])}",
+        *(f"{name.replace('_', ' '):<16} {unit}" for name, unit in report["kernels"].items()),
         f"CPU              {report['cpu']}",
         f"profile          {_profile_line(report)}",
-        *(f"{name.replace('_', ' '):<16} {unit}" for name, unit in report["kernels"].items()),
     ]
 
 
