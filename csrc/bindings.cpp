@@ -254,22 +254,48 @@ std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> Dec
   return {std::move(s), std::move(z), std::move(y)};
 }
 
-std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> CodedPy(
-    const EntropyModel& model, const py::array& s, const py::array& z, const py::array& y, int q) {
+std::unique_ptr<CodedBase> CodeBasePy(const EntropyModel& model, const py::array& s,
+                                      const py::array& z, const py::array& y) {
   const LatentSize size = SizeOf(model, y);
   const LatentsView latents = View(model, s, z, y, size);
-  py::array_t<int32_t> coded_s(model.num_s);
-  py::array_t<int32_t> coded_z({model.num_z, size.hz(), size.wz()});
-  py::array_t<int32_t> coded_y({model.num_y, size.hy, size.wy});
-  int32_t *s_out = coded_s.mutable_data(), *z_out = coded_z.mutable_data(),
-          *y_out = coded_y.mutable_data();
+  auto base = std::make_unique<CodedBase>();
   Status status;
   {
     py::gil_scoped_release release;
-    status = CodedLevels(model, latents, size, q, s_out, z_out, y_out);
+    status = base->Code(model, latents, size);
   }
   Check(status);
-  return {std::move(coded_s), std::move(coded_z), std::move(coded_y)};
+  return base;
+}
+
+py::array_t<int32_t> Array(const std::vector<int32_t>& values,
+                           const std::vector<py::ssize_t>& shape) {
+  return py::array_t<int32_t>(shape, values.data());
+}
+
+std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> LevelsPy(
+    const CodedBase& base) {
+  const LatentSize size = base.size();
+  const auto channels = [](const std::vector<int32_t>& values, size_t plane) {
+    return static_cast<py::ssize_t>(values.size() / plane);
+  };
+  return {Array(base.s(), {channels(base.s(), 1)}),
+          Array(base.z(), {channels(base.z(), size.z_plane()), size.hz(), size.wz()}),
+          Array(base.y(), {channels(base.y(), size.y_plane()), size.hy, size.wy})};
+}
+
+py::bytes EncodeResidualPy(const CodedBase& base, const py::array& residual, int q) {
+  const LatentSize size = base.size();
+  const int32_t* levels =
+      Data<int32_t>(residual, "residual", {base.num_residual(), size.hy, size.wy});
+  std::vector<uint8_t> payload;
+  Status status;
+  {
+    py::gil_scoped_release release;
+    status = base.Encode(levels, q, &payload);
+  }
+  Check(status);
+  return ToBytes(payload);
 }
 
 py::array_t<double> PartBitsPy(const EntropyModel& model, const py::array& s, const py::array& z,
@@ -373,12 +399,16 @@ PYBIND11_MODULE(_core, m) {
                              [](const EntropyModel& e) { return StepTable(e, e.z, e.num_z); })
       .def_property_readonly("y_step",
                              [](const EntropyModel& e) { return StepTable(e, e.y, e.num_y); })
-      .def("coded", &CodedPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
+      .def("code_base", &CodeBasePy, py::arg("s"), py::arg("z"), py::arg("y"), py::keep_alive<0, 1>())
       .def("encode", &EncodePy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
       .def("decode", &DecodePy, py::arg("payload"), py::arg("q"), py::arg("hy"), py::arg("wy"),
            py::arg("truncated_ok") = false)
       .def("part_bits", &PartBitsPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
       .def("indexes", &IndexesPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"));
+
+  py::class_<CodedBase>(m, "CodedBase")
+      .def_property_readonly("levels", &LevelsPy)
+      .def("encode", &EncodeResidualPy, py::arg("residual"), py::arg("q"));
 
   m.def("range_encode", &RangeEncodePy, py::arg("symbols"), py::arg("table_indexes"),
         py::arg("model"));

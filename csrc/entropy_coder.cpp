@@ -110,6 +110,10 @@ class Predictor {
         z_output_(size.hz(), size.wz(), 2 * model.num_z),
         y_output_(size.hy, size.wy, 2 * LargestGroup(model)) {}
 
+  // Another quality for what is to come. REQUIRES: `q` and the last have the same base quality, or
+  // nothing was predicted yet.
+  void SetQuality(int q) { q_ = q; }
+
   Prediction SAt(int c) const {
     const size_t at = static_cast<size_t>(c);
     if (model_.version == 1) return Predict(model_, model_.s_code[at]);
@@ -216,7 +220,7 @@ class Predictor {
 
   const EntropyModel& model_;
   const LatentSize size_;
-  const int q_;
+  int q_;
   const int planes_, semantics_;
   std::vector<int16_t> s_context_;
   Map z_input_;  // Planes, semantics, then the context of each channel of z.
@@ -239,57 +243,91 @@ Status ForEachPosition(int height, int width, Lattice lattice, const Visit& visi
   return Status::kOk;
 }
 
-// Calls visit(part, index, prediction, &level) for all levels in coding order. Part 0 is s, part
-// 1 z, part 2 + p pass p of y; the index counts in the C-contiguous array of s, z or y.
+// Calls visit(part, index, prediction, &level) for the levels of a pass of y, of the channels first
+// .. first + size - 1, at a lattice. The index counts in the C-contiguous array of y.
 template <typename Visit>
-Status ForEachLevel(const EntropyModel& model, LatentSize size, int q, const Visit& visit) {
-  Predictor predictor(model, size, q);
+Status ForEachLevelOfPass(LatentSize size, int pass, Lattice lattice, int first, int group_size,
+                          Predictor* predictor, const Visit& visit) {
+  predictor->PredictY(pass, lattice);
+  for (int c = 0; c < group_size; ++c) {
+    const Status status = ForEachPosition(size.hy, size.wy, lattice, [&](size_t at) {
+      int32_t level = 0;
+      const Status got = visit(2 + pass, static_cast<size_t>(first + c) * size.y_plane() + at,
+                               predictor->YAt(first + c, c, group_size, at), &level);
+      predictor->LearnY(first + c, at, level);
+      return got;
+    });
+    if (status != Status::kOk) return status;
+  }
+  return Status::kOk;
+}
+
+// Calls visit(part, index, prediction, &level) for all levels but the residual's, in coding order.
+// Part 0 is s, part 1 z, part 2 + p pass p of y; the index counts in the C-contiguous array of s, z
+// or y.
+template <typename Visit>
+Status ForEachBaseLevel(const EntropyModel& model, LatentSize size, Predictor* predictor,
+                        const Visit& visit) {
   Status status = Status::kOk;
   for (int c = 0; c < model.num_s; ++c) {
     int32_t level = 0;
-    status = visit(0, static_cast<size_t>(c), predictor.SAt(c), &level);
+    status = visit(0, static_cast<size_t>(c), predictor->SAt(c), &level);
     if (status != Status::kOk) return status;
-    predictor.LearnS(c, level);
+    predictor->LearnS(c, level);
   }
-  predictor.BeginZ();
+  predictor->BeginZ();
   const int z_scan = model.version == 1 ? 1 : 2;
   for (int pass = 0; pass < z_scan; ++pass) {
     const Lattice lattice = LatticeOf(z_scan, pass);
-    predictor.PredictZ(pass, lattice);
+    predictor->PredictZ(pass, lattice);
     for (int c = 0; c < model.num_z; ++c) {
       status = ForEachPosition(size.hz(), size.wz(), lattice, [&](size_t at) {
         int32_t level = 0;
         const Status got =
-            visit(1, static_cast<size_t>(c) * size.z_plane() + at, predictor.ZAt(c, at), &level);
-        predictor.LearnZ(c, at, level);
+            visit(1, static_cast<size_t>(c) * size.z_plane() + at, predictor->ZAt(c, at), &level);
+        predictor->LearnZ(c, at, level);
         return got;
       });
       if (status != Status::kOk) return status;
     }
   }
-  predictor.BeginY();
+  predictor->BeginY();
   int first = 0;
   int pass = 0;
-  for (int g = 0; g < model.num_groups; ++g) {
-    const int group_size = model.group_size[g];
-    if (!model.IsCoded(g, q)) continue;  // The last one.
+  for (int g = 0; first < model.num_base(); ++g) {
     for (int step = 0; step < model.group_scan[g]; ++step, ++pass) {
       const Lattice lattice = LatticeOf(model.group_scan[g], step);
-      predictor.PredictY(pass, lattice);
-      for (int c = 0; c < group_size; ++c) {
-        status = ForEachPosition(size.hy, size.wy, lattice, [&](size_t at) {
-          int32_t level = 0;
-          const Status got = visit(2 + pass, static_cast<size_t>(first + c) * size.y_plane() + at,
-                                   predictor.YAt(first + c, c, group_size, at), &level);
-          predictor.LearnY(first + c, at, level);
-          return got;
-        });
-        if (status != Status::kOk) return status;
-      }
+      status = ForEachLevelOfPass(size, pass, lattice, first, model.group_size[g], predictor, visit);
+      if (status != Status::kOk) return status;
     }
-    first += group_size;
+    first += model.group_size[g];
   }
   return Status::kOk;
+}
+
+// The same for the residual's levels, after ForEachBaseLevel with the same predictor.
+// REQUIRES: model.residual_from != kNoResidual.
+template <typename Visit>
+Status ForEachResidualLevel(const EntropyModel& model, LatentSize size, Predictor* predictor,
+                            const Visit& visit) {
+  const int last = model.num_groups - 1;
+  const int scan = model.group_scan[last];
+  for (int step = 0; step < scan; ++step) {
+    const Status status =
+        ForEachLevelOfPass(size, model.num_passes() - scan + step, LatticeOf(scan, step),
+                           model.num_base(), model.group_size[last], predictor, visit);
+    if (status != Status::kOk) return status;
+  }
+  return Status::kOk;
+}
+
+// The same for all levels that are coded at quality q.
+template <typename Visit>
+Status ForEachLevel(const EntropyModel& model, LatentSize size, int q, const Visit& visit) {
+  Predictor predictor(model, size, q);
+  const Status status = ForEachBaseLevel(model, size, &predictor, visit);
+  if (status != Status::kOk || !model.CodesResidual(q)) return status;
+  return ForEachResidualLevel(model, size, &predictor, visit);
 }
 
 Status CheckArguments(LatentSize size, const EntropyModel& model, int q) {
@@ -444,20 +482,69 @@ Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t p
   return DecodeFrom(&lenient, model, size, q, s, z, y);
 }
 
-Status CodedLevels(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
-                   int32_t* s, int32_t* z, int32_t* y) {
-  const Status status = CheckArguments(size, model, q);
+struct CodedBase::State {
+  State(const EntropyModel& model_in, LatentSize size_in)
+      : model(model_in),
+        size(size_in),
+        predictor(model_in, size_in, model_in.residual_from),
+        s(static_cast<size_t>(model_in.num_s)),
+        z(static_cast<size_t>(model_in.num_z) * size_in.z_plane()),
+        y(static_cast<size_t>(model_in.num_y) * size_in.y_plane()) {}
+
+  const EntropyModel& model;
+  const LatentSize size;
+  Predictor predictor;
+  RangeEncoder encoder;
+  std::vector<int32_t> s, z, y;
+};
+
+CodedBase::CodedBase() = default;
+CodedBase::~CodedBase() = default;
+
+Status CodedBase::Code(const EntropyModel& model, const LatentsView& latents, LatentSize size) {
+  const Status status = CheckArguments(size, model, model.residual_from);
   if (status != Status::kOk) return status;
   if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
   const LevelRange range(model);
-  std::fill_n(y, static_cast<size_t>(model.num_y) * size.y_plane(), 0);
-  return ForEachLevel(model, size, q,
-                      [&](int part, size_t at, const Prediction& p, int32_t* level) {
-                        *level = Source(latents, part)[at];
-                        Quantise(model, range, p, level);
-                        (part == 0 ? s : part == 1 ? z : y)[at] = *level;
-                        return Status::kOk;
-                      });
+  state_ = std::make_unique<State>(model, size);
+  State& state = *state_;
+  return ForEachBaseLevel(
+      model, size, &state.predictor, [&](int part, size_t at, const Prediction& p, int32_t* level) {
+        *level = Source(latents, part)[at];
+        EncodeValue(model.tables[p.table], Quantise(model, range, p, level), &state.encoder);
+        (part == 0 ? state.s : part == 1 ? state.z : state.y)[at] = *level;
+        return Status::kOk;
+      });
+}
+
+const std::vector<int32_t>& CodedBase::s() const { return state_->s; }
+const std::vector<int32_t>& CodedBase::z() const { return state_->z; }
+const std::vector<int32_t>& CodedBase::y() const { return state_->y; }
+LatentSize CodedBase::size() const { return state_->size; }
+int CodedBase::num_residual() const {
+  return state_->model.num_y - state_->model.num_base();
+}
+
+Status CodedBase::Encode(const int32_t* residual, int q, std::vector<uint8_t>* payload) const {
+  const EntropyModel& model = state_->model;
+  if (q < model.residual_from || q >= model.num_q) return Status::kBadQuality;
+  const LevelRange range(model);
+  const LatentSize size = state_->size;
+  if (!InRange(range, residual, static_cast<size_t>(num_residual()) * size.y_plane())) {
+    return Status::kSymbolOutOfRange;
+  }
+  const size_t first = static_cast<size_t>(model.num_base()) * size.y_plane();
+  Predictor predictor = state_->predictor;
+  predictor.SetQuality(q);
+  RangeEncoder encoder = state_->encoder;
+  const Status status = ForEachResidualLevel(
+      model, size, &predictor, [&](int, size_t at, const Prediction& p, int32_t* level) {
+        *level = residual[at - first];
+        EncodeValue(model.tables[p.table], Quantise(model, range, p, level), &encoder);
+        return Status::kOk;
+      });
+  encoder.Finish(payload);
+  return status;
 }
 
 Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,

@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cdf_table.h"
@@ -68,9 +69,34 @@ Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, Late
 Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t payload_size,
                      LatentSize size, int q, bool truncated_ok, int32_t* s, int32_t* z, int32_t* y);
 
-// The nearest levels that have a code, into s, z and y. Errors as VisitValues.
-Status CodedLevels(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
-                   int32_t* s, int32_t* z, int32_t* y);
+// A base that was coded once at the quality from which residuals are coded, for files that differ
+// in their residuals alone: what an encoder needs to see what its base leaves, and then to search
+// for the quality that fits a budget. `model` must outlive it. Its const functions may be called
+// from several threads.
+class CodedBase {
+ public:
+  CodedBase();
+  ~CodedBase();
+
+  // Once, first. `latents.y` has all of the model's channels; the residual's are not looked at.
+  // Errors as VisitValues; kBadQuality where the model has no residual.
+  Status Code(const EntropyModel& model, const LatentsView& latents, LatentSize size);
+
+  // The nearest levels that have a code: what a decoder will have. The residual's are zero.
+  const std::vector<int32_t>& s() const;
+  const std::vector<int32_t>& z() const;
+  const std::vector<int32_t>& y() const;
+  LatentSize size() const;
+  int num_residual() const;
+
+  // The payload with levels [num_residual(), hy, wy] of a residual at quality q: what EncodeLatents
+  // gives. kBadQuality, also where no residual is coded; kSymbolOutOfRange.
+  Status Encode(const int32_t* residual, int q, std::vector<uint8_t>* payload) const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 // What a decoder uses for each symbol of y: base and table are [Cy, hy, wy] like y.
 // kBadLatentShape, kBadQuality, kSymbolOutOfRange.

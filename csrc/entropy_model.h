@@ -97,10 +97,8 @@ struct EntropyModel {
     return sum;
   }
 
-  // Whether group g is coded at quality q.
-  bool IsCoded(int g, int q) const {
-    return residual_from == kNoResidual || g + 1 < num_groups || q >= residual_from;
-  }
+  // Whether the last group is coded at quality q, after all others.
+  bool CodesResidual(int q) const { return residual_from != kNoResidual && q >= residual_from; }
 
   // Channels of y that are not the residual's.
   int num_base() const {

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.integer_entropy import NUM_Q, Coded, EntropyConfig, EntropyModel, enlarge
+from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyModel, enlarge
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -177,8 +177,10 @@ class Student(nn.Module):
     Args of forward: prompt [B, Cy + Cz, h, w], y_hat and, repeated at its positions, z_hat;
     s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled inside by realism, so that realism 0 is
     deterministic: the posterior mean); realism [B] in [0, 1]; quality [B] in [0, 1], how finely y
-    was quantised. Frequency-domain modulation: s, realism and quality give separate scales and
-    shifts to the low and to the high bands.
+    was quantised, and the residual; residual [B, R, h, w] and residual_bands [B, 48, 4h, 4w], what
+    the file says of the student's own error, or zero: it enters without a bias, so that nothing
+    changes where there is none. Frequency-domain modulation: s, realism and quality give separate
+    scales and shifts to the low and to the high bands.
     """
 
     scale: Tensor
@@ -194,6 +196,10 @@ class Student(nn.Module):
             nn.ReLU(),
         )
         self.prompt = conv(e.num_y + e.num_z, c.w16, 3)
+        self.residual16 = nn.Conv2d(e.num_residual, c.w16, 1, bias=False)
+        self.residual4 = nn.Conv2d(NUM_BANDS, c.w4, 1, bias=False)
+        for layer in (self.residual16, self.residual4):
+            nn.init.zeros_(layer.weight)
         n4, n8, n16 = c.decoder_blocks
         self.b16 = nn.ModuleList(ResidualBlock(c.w16, c.conditions) for _ in range(n16))
         self.up8 = conv(c.w16, 4 * c.w8, 1)
@@ -211,18 +217,29 @@ class Student(nn.Module):
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
 
     def forward(
-        self, prompt: Tensor, s_hat: Tensor, noise: Tensor, realism: Tensor, quality: Tensor
+        self,
+        prompt: Tensor,
+        s_hat: Tensor,
+        noise: Tensor,
+        realism: Tensor,
+        quality: Tensor,
+        residual: Tensor | None = None,
+        residual_bands: Tensor | None = None,
     ) -> Tensor:
         dials = torch.stack([realism, quality], 1)
         condition = self.condition(torch.cat([s_hat / 4, dials], 1))
         x_sigma = noise * realism[:, None, None, None]
         h = self.prompt(prompt)
+        if residual is not None:
+            h = h + self.residual16(residual * (1 / UNIT))
         for block in self.b16:
             h = block(h, condition)
         h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_sigma)
         for block in self.b8:
             h = block(h, condition)
         h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_sigma)
+        if residual_bands is not None:
+            h = h + self.residual4(residual_bands / self.scale)
         for block in self.b4:
             h = block(h, condition)
         low = modulate(h, self.film_low(condition))
@@ -257,6 +274,20 @@ class ResidualTransform(nn.Module):
         return F.pixel_shuffle(F.conv2d(coefficients * (1 / UNIT), weight), 4)
 
 
+class Base(NamedTuple):
+    """A coded base: s, z, y, what the student is told of them, and what it leaves, as bands."""
+
+    coded: tuple[Coded, Coded, Coded]
+    prompt: Tensor
+    s_hat: Tensor
+    left: Tensor
+
+
+def quality_dial(q: Tensor) -> Tensor:
+    """The quality as the student sees it, 0..1, of quarter steps."""
+    return q.float() / (NUM_Q - 1)
+
+
 class Codec(nn.Module):
     """Compressor, integer entropy model and student, as they are trained together."""
 
@@ -281,6 +312,24 @@ class Codec(nn.Module):
         s, z, y = (e.dequantise(c, g, q) for c, g in zip(coded, gains, strict=True))
         return torch.cat([y, enlarge(z, *y.shape[2:])], 1), s
 
+    def synthesise(
+        self,
+        prompt: Tensor,
+        s_hat: Tensor,
+        noise: Tensor,
+        realism: Tensor,
+        quality: Tensor,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Bands [B, 48, 4h, 4w] of what the file says; arguments as in `Student`."""
+        prompt = prompt.contiguous(memory_format=torch.channels_last)
+        if residual is None:
+            bands: Tensor = self.g_s(prompt, s_hat, noise, realism, quality)
+            return bands
+        known = self.residual.bands(residual)
+        bands = self.g_s(prompt, s_hat, noise, realism, quality, residual, known)
+        return bands + known.float()
+
     def forward(
         self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -299,14 +348,40 @@ class Codec(nn.Module):
         coded = e.code(*self.latents(bands, bf16=bf16), q)
         prompt, s_hat = self.decoded(coded, q)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            out = self.g_s(
-                prompt.contiguous(memory_format=torch.channels_last),
-                s_hat,
-                noise,
-                realism,
-                q.float() / (NUM_Q - 1),
-            )
+            out = self.synthesise(prompt, s_hat, noise, realism, quality_dial(q))
         return out, e.bits(*coded)
+
+    @torch.no_grad()
+    def base(self, bands: Tensor, *, bf16: bool = True) -> Base:
+        """The base at its top quality, as the encoder decodes it to see what is left."""
+        e = self.entropy
+        q = torch.full((len(bands),), e.config.residual_from)
+        coded = e.code(*self.latents(bands, bf16=bf16), q)
+        prompt, s_hat = self.decoded(coded, q)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            nothing, zero = torch.zeros_like(bands), torch.zeros(len(bands))
+            out = self.synthesise(prompt, s_hat, nothing, zero, quality_dial(q))
+        return Base(coded, prompt, s_hat, bands - out.float())
+
+    def refine(
+        self, base: Base, q: Tensor, *, price: float = PRICE, bf16: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The image with its residual, from quality `residual_from` on, at realism 0.
+
+        Differentiable for the student, and for the residual's networks through the bits.
+
+        Args:
+          q: int64 [B], quarter steps; price: see `Coded.of`.
+        Returns:
+          Decoded bands [B, 48, H/4, W/4] and the bits [B] of the residual.
+        """
+        e = self.entropy
+        coded = e.code_residual(base.coded, self.residual(base.left), q, price=price)
+        residual = e.dequantise(coded, e.residual_gains, q).detach()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            nothing, zero = torch.zeros_like(base.left), torch.zeros(len(q))
+            out = self.synthesise(base.prompt, base.s_hat, nothing, zero, quality_dial(q), residual)
+        return out, coded.bits.sum((1, 2, 3))
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)

@@ -42,11 +42,11 @@ def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 class Synthesis(nn.Module):
-    """The student, and the residual on top of what it makes of the base."""
+    """`Codec.synthesise` with a residual, which is zero where none is coded."""
 
     def __init__(self, codec: Codec) -> None:
         super().__init__()
-        self.student, self.transform = codec.g_s, codec.residual
+        self.codec = codec
 
     def forward(
         self,
@@ -57,8 +57,7 @@ class Synthesis(nn.Module):
         quality: Tensor,
         residual: Tensor,
     ) -> Tensor:
-        bands: Tensor = self.student(prompt, s_hat, noise, realism, quality)
-        return bands + self.transform.bands(residual)
+        return self.codec.synthesise(prompt, s_hat, noise, realism, quality, residual)
 
 
 def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -48,6 +48,7 @@ class Settings:
     perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
     decay_from: float = 0.35
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
+    residual_share: float = 0.25  # of the batch that is coded with a residual
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
     lambda_min: float = 1e-5
     lambda_max: float = 0.08
@@ -61,7 +62,7 @@ class Settings:
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
 VALIDATE_SIZE = 256
-VALIDATE_Q = (0, 20, 40, 60, 90, 132)
+VALIDATE_Q = (0, 20, 40, 60, 90, 131, 150, 180, 220)
 
 
 def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
@@ -134,6 +135,9 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
             self.best = state.get("best", math.inf)
+        self.model.entropy.residual_gains.requires_grad_(
+            False
+        )  # `export/train_residual.py` set them
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fresh = True  # the optimisers start without a state, and want a warm-up
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
@@ -196,10 +200,17 @@ class Trainer:
         ]
 
     def draw_q(self, count: int) -> Tensor:
+        """Qualities of the base, [count]."""
         top = self.model.config.entropy.residual_from
         q = self.rng.integers(0, top + 1, count)
         near = np.clip(np.rint(self.rng.normal(85, 35, count)), 0, top).astype(np.int64)
         return torch.from_numpy(np.where(self.rng.random(count) < 0.5, near, q))
+
+    def draw_residual_q(self, count: int) -> Tensor:
+        """Qualities with a residual, [count]; more of the smaller files."""
+        first = self.model.config.entropy.residual_from
+        q = first + np.floor((NUM_Q - first) * self.rng.random(count) ** 1.5)
+        return torch.from_numpy(q.astype(np.int64))
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
@@ -208,19 +219,28 @@ class Trainer:
         image = image.float()
         count, size = image.shape[0], image.shape[2]
         self.images += count
-        q = self.draw_q(count)
+        refined = round(count * s.residual_share)  # the last of the batch
+        own = count - refined
+        first = self.model.config.entropy.residual_from
+        q = torch.cat([self.draw_q(own), self.draw_residual_q(refined)])
         sharp = math.ceil(count * s.sharp_share)  # these are decoded with realism > 0
         realism = torch.zeros(count)
         realism[:sharp] = torch.from_numpy(
             np.where(self.rng.random(sharp) < 0.7, 1.0, self.rng.random(sharp))
         ).float()
-        noise = torch.randn(count, 48, size // 4, size // 4).contiguous(
+        noise = torch.randn(own, 48, size // 4, size // 4).contiguous(
             memory_format=torch.channels_last
         )
         bands = split_bands(image)
-        out, parts = self.model(bands, q, realism, noise)
-        bpp = torch.stack(list(parts.values())).sum(0) / (size * size)
-        focus = s.face_weight[0] + s.face_weight[1] * near
+        out, parts = self.model(bands[:own], q[:own], realism[:own], noise)
+        bits = torch.stack(list(parts.values())).sum(0)
+        if refined:
+            more, residual_bits = self.model.refine(self.model.base(bands[own:]), q[own:])
+            out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])
+        bpp = bits / (size * size)
+        # what the residual tells needs no focus: it fades towards the top
+        told = (q - first).clamp(min=0) / (NUM_Q - 1 - first)
+        focus = (s.face_weight[0] + s.face_weight[1] * near) ** (1 - told)[:, None, None]
         mse = ((out - bands).square().mean(1) * focus).mean((1, 2)) * 127.5**2
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
@@ -346,7 +366,11 @@ def rate_distortion(settings: Settings, rows: list[tuple[float, ...]]) -> float:
 def evaluate(
     model: Codec, faces: list[Face], count: int, qualities: tuple[int, ...]
 ) -> list[tuple[float, ...]]:
-    """Means over `count` faces: rows (q, estimated bytes with header, PSNR at realism 0 and 1)."""
+    """Means over `count` faces: rows (q, estimated bytes with header, PSNR at realism 0 and 1).
+
+    With a residual both are at realism 0.
+    """
+    first = model.config.entropy.residual_from
     faces = faces[:: max(1, len(faces) // count)][:count]
     rows = []
     for q in qualities:
@@ -356,11 +380,17 @@ def evaluate(
             original = split_bands(x)
             psnr = []
             for realism in (0.0, 1.0):
-                dial, noise = torch.tensor([realism]), torch.zeros_like(original)
-                bands, parts = model(original, torch.tensor([q]), dial, noise)
+                if q < first:
+                    dial, noise = torch.tensor([realism]), torch.zeros_like(original)
+                    bands, parts = model(original, torch.tensor([q]), dial, noise)
+                    bits = sum(float(b.sum()) for b in parts.values())
+                else:
+                    base = model.base(original)
+                    bands, more = model.refine(base, torch.tensor([q]))
+                    bits = sum(float(c.bits.sum()) for c in base.coded) + float(more)
                 mse = (merge_bands(bands).clamp(0, 255).round() - x).square().mean().item()
                 psnr.append(10 * np.log10(255**2 / mse))
-            size = 12 + sum(float(b.sum()) for b in parts.values()) / 8
+            size = 12 + bits / 8
             total += [size, *psnr]
         rows.append((float(q), *(total / len(faces))))
     return rows

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
-from export.integer_entropy import KNOTS, NUM_Q, PRICE, Coded, IntegerConv2d
+from export.integer_entropy import KNOTS, NUM_Q, PRICE, IntegerConv2d
 from export.networks import UNIT, Codec, codec_from_dict, split_bands
 from export.train import ADAM_SCALE, parameter_kind
 
@@ -30,29 +30,12 @@ LEARNING_RATE = 1.2e-3
 HEADER_BYTES = 12
 
 
-@torch.no_grad()
-def decoded_base(codec: Codec, bands: Tensor) -> tuple[tuple[Coded, Coded, Coded], Tensor]:
-    """Coded s, z, y at the base's top quality, and the bands that the student leaves."""
-    e = codec.entropy
-    count, _, h, w = bands.shape
-    q = torch.full((count,), e.config.residual_from)
-    codec.eval()
-    base = e.code(*codec.latents(bands, bf16=True), q)
-    prompt, s_hat = codec.decoded(base, q)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        noise = bands.new_zeros(count, 48, h, w)
-        quality = q.float() / (NUM_Q - 1)
-        out = codec.g_s(prompt, s_hat, noise, torch.zeros(count), quality)
-    return base, bands - out.float()
-
-
 def find_basis(codec: Codec, faces: list[Face]) -> float:
     """Set the basis; returns the share of the residuals' energy that it holds."""
     total = torch.zeros(768, 768)
     for face in faces:
         bands = split_bands(torch.from_numpy(read_square(face, 256)))
-        _, left = decoded_base(codec, bands)
-        blocks = F.pixel_unshuffle(left, 4).permute(0, 2, 3, 1).reshape(-1, 768)
+        blocks = F.pixel_unshuffle(codec.base(bands).left, 4).permute(0, 2, 3, 1).reshape(-1, 768)
         total += blocks.T @ blocks
     values, vectors = torch.linalg.eigh(total)
     kept = codec.residual.basis.shape[0]
@@ -90,11 +73,11 @@ def train(codec: Codec, faces: list[Face], minutes: float, batch: int) -> None:
     start, step, sums = time.time(), 0, []
     while (progress := (time.time() - start) / (60 * minutes)) < 1:
         bands = split_bands(torch.from_numpy(sampler.next()[0]).float())
-        base, left = decoded_base(codec, bands)
-        residual = codec.residual(left)
+        base = codec.base(bands)
+        residual = codec.residual(base.left)
         q = torch.from_numpy(rng.integers(first, NUM_Q, len(bands)))
         e.train()
-        coded = e.code_residual(base, residual, q)
+        coded = e.code_residual(base.coded, residual, q)
         loss = coded.bits.sum() / residual[:, 0].numel() / 256  # bits per pixel
         adam.zero_grad()
         loss.backward()
@@ -126,12 +109,13 @@ def measure(
     e.eval()
     sums = np.zeros((len(qualities), 2))
     for face in faces:
-        base, left = decoded_base(codec, split_bands(torch.from_numpy(read_square(face, 256))))
+        bands = split_bands(torch.from_numpy(read_square(face, 256)))
+        base = codec.base(bands)
+        parts = sum(float(part.bits.sum()) for part in base.coded)
         for row, q in zip(sums, map(torch.tensor, ([q] for q in qualities)), strict=True):
-            coded = e.code_residual(base, codec.residual(left), q, price=price)
-            error = left - codec.residual.bands(e.dequantise(coded, e.residual_gains, q))
-            row[0] += float(sum(p.bits.sum() for p in (*base, coded))) / 8 + HEADER_BYTES
-            row[1] += 10 * float(torch.log10(4 / error.square().mean()))  # bands span -1..1
+            out, bits = codec.refine(base, q, price=price)
+            row[0] += (parts + float(bits)) / 8 + HEADER_BYTES
+            row[1] += 10 * float(torch.log10(4 / (out - bands).square().mean()))  # -1..1
     return [(float(size), float(psnr)) for size, psnr in sums / len(faces)]
 
 

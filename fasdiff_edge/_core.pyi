@@ -184,12 +184,12 @@ class EntropyModel:
     def y_step(self) -> _Int32:
         """int32 [num_q, num_y], Q12: units of y per symbol. A copy."""
 
-    def coded(
-        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
-    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """The levels nearest to these that have a code: what `decode` gives of `encode`.
+    def code_base(
+        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any]
+    ) -> CodedBase:
+        """Code all but the residual, at quality residual_from.
 
-        Args and errors as for `encode`.
+        Args and errors as for `encode`; also ValueError where the model has no residual.
         """
 
     def encode(
@@ -240,4 +240,21 @@ class EntropyModel:
 
         Raises:
           ValueError: as encode.
+        """
+
+class CodedBase:
+    """The base of a file, coded once, for any residuals. Immutable, hence thread-safe."""
+
+    @property
+    def levels(self) -> tuple[_Int32, _Int32, _Int32]:
+        """(s, z, y) as a decoder will have them, zero in the residual. Copies."""
+
+    def encode(self, residual: npt.NDArray[Any], q: int) -> bytes:
+        """What `EntropyModel.encode` gives with these levels in the residual's channels of y.
+
+        Args:
+          residual: int32 [channels of the last group, hy, wy].
+          q: quality in quarter steps, residual_from..252.
+        Raises:
+          ValueError: wrong dtype, shape or quality, or a level out of range.
         """

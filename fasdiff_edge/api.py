@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from . import _core, bitstream, imaging
 from .bitstream import Header
 from .engines import Graph, load_graph
-from .entropy_model import EntropyModel, Levels
+from .entropy_model import CodedBase, EntropyModel, Levels
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
@@ -172,7 +172,7 @@ class Encoder:
         found = find_quality(lambda q: self._code(latents, q), limit, low, top, estimate)
         if found.quality != top or top == high:
             return found
-        residual = self._residual(latents)
+        residual = self._left(latents).residual
         with stage("entropy encode"):
             added = estimate_bytes(residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES)
             estimate = [(q, math.log(len(found.payload) + math.exp(v))) for q, v in added]
@@ -181,9 +181,12 @@ class Encoder:
 
     def _code(self, latents: _Latents, quality: int) -> bytes:
         entropy = self._model.entropy
-        residual = self._residual(latents) if quality >= entropy.residual_from else None
+        if quality >= entropy.residual_from:
+            left = self._left(latents)
+            with stage("entropy encode"):
+                return left.base.encode(entropy.round_residual(left.residual, quality), quality)
         with stage("entropy encode"):
-            levels = entropy.round_latents(latents.s, latents.z, latents.y, quality, residual)
+            levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
             return entropy.encode(levels, quality)
 
     def _residual_graphs(self) -> tuple[_Student, Graph]:
@@ -195,24 +198,24 @@ class Encoder:
                 self._closed_loop = student, transform
             return self._closed_loop
 
-    def _residual(self, latents: _Latents) -> Array:
-        """What the student leaves of the image, float32 [num_residual, hy, wy]; found once."""
-        if latents.residual is not None:
-            return latents.residual
+    def _left(self, latents: _Latents) -> _Left:
+        """The coded base and what the student leaves of the image; found once."""
+        if latents.left is not None:
+            return latents.left
         entropy = self._model.entropy
         quality = entropy.residual_from
         student, transform = self._residual_graphs()
         with stage("residual"):
-            levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
-            prompt = _prompt(entropy, entropy.coded(levels, quality), quality)
-            prompt = replace(prompt, residual=np.zeros_like(prompt.residual))
+            base = entropy.code_base(
+                entropy.round_latents(latents.s, latents.z, latents.y, quality)
+            )
+            prompt = _prompt(entropy, base.levels, quality)
             decoded = student.bands(prompt, np.zeros_like(latents.bands), realism=0.0)
             left = latents.bands - decoded
             residual = transform.run({"bands": left[None]})["residual"]
         _check_shape("residual", residual, (1, entropy.num_residual, *latents.y.shape[1:]))
-        found: Array = residual[0]
-        latents.residual = found
-        return found
+        latents.left = _Left(base, residual[0])
+        return latents.left
 
     def _pack(self, image: NDArray[np.uint8], scale: int, quality: int, payload: bytes) -> bytes:
         height, width = image.shape[:2]
@@ -318,14 +321,22 @@ class _Student:
 class _Latents:
     """An image's bands [48, h, w] and the analysis graph's outputs, float32.
 
-    s [S], z [Cz, hz, wz], y [num_base, hy, wy]; residual [num_residual, hy, wy], once it is known.
+    s [S], z [Cz, hz, wz], y [num_base, hy, wy]; `left` once it is known.
     """
 
     bands: Array
     s: Array
     z: Array
     y: Array
-    residual: Array | None = None
+    left: _Left | None = None
+
+
+@dataclass
+class _Left:
+    """A coded base and what it leaves: residual float32 [num_residual, hy, wy]."""
+
+    base: CodedBase
+    residual: Array
 
 
 def _prompt(entropy: EntropyModel, levels: Levels, quality: int) -> Prompt:
@@ -333,7 +344,7 @@ def _prompt(entropy: EntropyModel, levels: Levels, quality: int) -> Prompt:
     return Prompt(
         visual=entropy.visual_prompt(levels, quality)[None],
         s_hat=entropy.semantics(levels, quality)[None],
-        quality=np.array([entropy.base_quality(quality)], np.float32),
+        quality=np.array([quality / bitstream.MAX_QUALITY], np.float32),
         residual=entropy.residual(levels, quality)[None],
     )
 

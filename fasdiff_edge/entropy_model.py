@@ -87,25 +87,24 @@ class EntropyModel:
         z: NDArray[np.float32],
         y: NDArray[np.float32],
         quality: int,
-        residual: NDArray[np.float32] | None = None,
     ) -> Levels:
-        """Round the analysis graph's outputs, and the residual, to levels.
+        """Round the analysis graph's outputs to levels; the residual's are zero.
 
         Args:
           s, z, y: float32 [S], [Cz, hz, wz] and [num_base, hy, wy], in latent units.
           quality: in quarter steps.
-          residual: float32 [num_residual, hy, wy]; zero where it is None.
         """
-        base, rest = np.split(self.steps(quality), [self.num_base])
         levels = np.zeros((self.num_y, *y.shape[1:]), np.int32)
-        levels[: self.num_base] = self._round(y / base)
-        if residual is not None:
-            levels[self.num_base :] = self._round(residual / rest)
+        levels[: self.num_base] = self._round(y / self.steps(quality)[: self.num_base])
         return Levels(
             s=self._round(s / _units(self._s_step[quality])),
             z=self._round(z / _units(self._z_step[quality])[:, None, None]),
             y=levels,
         )
+
+    def round_residual(self, residual: NDArray[np.float32], quality: int) -> NDArray[np.int32]:
+        """Round a residual, float32 [num_residual, hy, wy] in latent units, to levels."""
+        return self._round(residual / self.steps(quality)[self.num_base :])
 
     def _round(self, values: NDArray[np.float32]) -> NDArray[np.int32]:
         """Levels of latents in steps."""
@@ -132,10 +131,6 @@ class EntropyModel:
         residual: NDArray[np.float32] = (levels.y[self.num_base :] * step).astype(np.float32)
         return residual
 
-    def base_quality(self, quality: int) -> float:
-        """How finely the base is quantised, 0..1, as the student is told."""
-        return min(quality, self.residual_from) / (self.num_qualities - 1)
-
     def semantics(self, levels: Levels, quality: int) -> NDArray[np.float32]:
         """s_hat, float32 [S] in latent units."""
         step = _units(self._s_step[quality]) / np.float32(self._unit)
@@ -152,14 +147,13 @@ class EntropyModel:
         """
         return self._core.encode(levels.s, levels.z, levels.y, quality)
 
-    def coded(self, levels: Levels, quality: int) -> Levels:
-        """The nearest levels that can be coded at `quality`: what a decoder will have.
+    def code_base(self, levels: Levels) -> CodedBase:
+        """Code all but the residual, at quality `residual_from`, for `CodedBase.encode`.
 
         Raises:
           ValueError: as `encode`.
         """
-        s, z, y = self._core.coded(levels.s, levels.z, levels.y, quality)
-        return Levels(s=s, z=z, y=y)
+        return CodedBase(self._core.code_base(levels.s, levels.z, levels.y))
 
     def decode(self, payload: bytes, quality: int, latent_size: tuple[int, int]) -> Levels:
         """Levels that a payload gives.
@@ -182,6 +176,26 @@ class EntropyModel:
         bits = self._core.part_bits(levels.s, levels.z, levels.y, quality)
         names = ["s", "z", *(f"y{index}" for index in range(self.num_passes))]
         return {name: float(value) for name, value in zip(names, bits, strict=True)}
+
+
+class CodedBase:
+    """The base of a file, coded once, that residuals at several qualities can follow."""
+
+    def __init__(self, core: _core.CodedBase) -> None:
+        self._core = core
+        s, z, y = core.levels
+        self.levels = Levels(s=s, z=z, y=y)  # what a decoder will have; the residual's are zero
+
+    def encode(self, residual: NDArray[np.int32], quality: int) -> bytes:
+        """Payload of the base and the residual that can be coded nearest to `residual`.
+
+        Args:
+          residual: levels, int32 [num_residual, hy, wy].
+          quality: in quarter steps, at least `residual_from`.
+        Raises:
+          ValueError: another shape or quality, or a level out of range.
+        """
+        return self._core.encode(residual, quality)
 
 
 def _units(step: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -271,7 +271,7 @@ def test_only_the_residual_weighs_bits_against_error() -> None:
     s, z, y = (np.rint(16 * rng.normal(0, 1.5, v.shape)) for v in random_symbols(0, 24, 24, 200))
     levels = [v.astype(np.int32) for v in (s, z, y)]
     base, _ = core.indexes(*levels, 200)
-    coded = core.coded(*levels, 200)[2]
+    coded = core.decode(core.encode(*levels, 200), 200, *levels[2].shape[1:])[2]
     residual = slice(CONFIG.num_y, None)
     away, taken = (v[residual] for v in (levels[2] - base, coded - base))
     smaller = np.abs(taken) < np.abs(np.rint(away / 16) * 16)
@@ -280,6 +280,36 @@ def test_only_the_residual_weighs_bits_against_error() -> None:
     # all else is rounded to the nearest
     rest = np.abs(levels[2] - coded)[: CONFIG.num_y]
     assert rest.max() <= 8
+
+
+def test_a_base_is_coded_once_for_all_residuals() -> None:
+    core = _core.EntropyModel(serialize(random_model(6)))
+    first = core.residual_from
+    rng = np.random.default_rng(6)
+    s, z, y = (
+        np.rint(16 * rng.normal(0, 1.5, v.shape)).astype(np.int32)
+        for v in random_symbols(0, 10, 7, first)
+    )
+    base = core.code_base(s, z, y)
+    y[: CONFIG.num_y] = rng.permuted(y[: CONFIG.num_y])  # a copy is kept
+    s_hat, z_hat, y_hat = base.levels
+    assert not y_hat[CONFIG.num_y :].any()
+    for q in (first, 200, NUM_Q - 1, first):
+        residual = np.rint(16 * rng.normal(0, 2, y[CONFIG.num_y :].shape)).astype(np.int32)
+        payload = base.encode(residual, q)
+        whole = np.concatenate([y_hat[: CONFIG.num_y], residual])
+        assert payload == core.encode(s_hat, z_hat, whole, q)
+        again = core.decode(payload, q, *y.shape[1:])
+        np.testing.assert_array_equal(again[0], s_hat)
+        np.testing.assert_array_equal(again[2][: CONFIG.num_y], y_hat[: CONFIG.num_y])
+    for q in (-1, first - 1, NUM_Q):
+        with pytest.raises(ValueError, match="quality"):
+            base.encode(residual, q)
+    with pytest.raises(ValueError, match="residual must be"):
+        base.encode(residual[:, 1:].copy(), first)
+    residual[0, 0, 0] = 16 * 32768
+    with pytest.raises(ValueError, match="outside"):
+        base.encode(residual, first)
 
 
 def test_an_accumulator_that_float32_cannot_hold_is_refused() -> None:
