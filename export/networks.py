@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyModel, enlarge
+from export.quantised import quantise_convolutions
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -103,11 +104,30 @@ def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
     return x * (1 + torch.tanh(scale)) + shift
 
 
+# What is INT8 in a quantised model; True: outputs as well as inputs. The first and the last
+# convolutions stay float: bands and latents span more than 8 bits.
+QUANTISED = {
+    "g_a.fuse": False,
+    "g_a.b4": True,
+    "g_a.down8": False,
+    "g_a.b8": True,
+    "g_a.down16": False,
+    "g_a.b16": True,
+    "g_s.b16": True,
+    "g_s.up8": False,
+    "g_s.b8": True,
+    "g_s.up4": False,
+    "g_s.b4": True,
+    "g_s.high": False,
+}
+
+
 @dataclass
 class ModelConfig:
     """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16.
 
     semantics: False for ablations (`export/ablate.py`): s is zero before it is coded.
+    quantised: the convolutions named by QUANTISED compute as in INT8 (`export/quantise.py`).
     """
 
     w4: int = 64
@@ -117,6 +137,7 @@ class ModelConfig:
     decoder_blocks: tuple[int, int, int] = (2, 3, 4)
     conditions: int = 64
     semantics: bool = True
+    quantised: bool = False
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
 
 
@@ -298,6 +319,8 @@ class Codec(nn.Module):
         self.g_s = Student(self.config)
         self.entropy = EntropyModel(self.config.entropy)
         self.residual = ResidualTransform(self.config.entropy.num_residual)
+        if self.config.quantised:
+            quantise_convolutions(self, QUANTISED)
 
     def latents(self, bands: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """(s, z, y) of bands [B, 48, H/4, W/4], float32, unrounded."""

@@ -3,7 +3,7 @@
     python -m export.pack RUN/checkpoint.pt export/checkpoints/edge.pt
 
 `export.train --init` reads it: the optimisers start afresh behind a warm-up. The weights of the
-entropy model stay float32, since rounding them twice could move an integer.
+entropy model and the ranges of INT8 stay float32, since rounding them twice could move an integer.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+RANGES = ("log2_step", "zero_point")  # of an ActivationQuantiser
+
 
 def pack(state: dict[str, Any]) -> dict[str, Any]:
     """The packed state; `model` and `ema` share their tensors."""
     weights = {
-        name: value if name.startswith("entropy.") else value.half()
+        name: value if name.startswith("entropy.") or name.endswith(RANGES) else value.half()
         for name, value in state["ema"].items()
     }
     kept = {key: state[key] for key in ("config", "settings", "elapsed", "step", "images")}

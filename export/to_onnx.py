@@ -9,6 +9,7 @@ entropy_model.bin and manifest.json with the SHA-256 of each. The EMA weights ar
 from __future__ import annotations
 
 import argparse
+import copy
 import hashlib
 import json
 import tempfile
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 
 from export.integer_entropy import serialize
 from export.networks import NUM_BANDS, Codec, codec_from_dict
+from export.pack import RANGES
+from export.quantise import to_qdq
+from export.quantised import QuantisedConv2d, restore_convolutions
 
 OPSET = 17
 HALF_FROM = 256  # initialisers with at least so many values are stored as float16
@@ -34,8 +38,9 @@ def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
     codec = codec_from_dict(state["config"])
     codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
     for part in (codec.g_a, codec.g_s):
-        for p in part.parameters():
-            p.data = p.data.half().float()
+        for key, p in part.named_parameters():
+            if not key.endswith(RANGES):
+                p.data = p.data.half().float()
     codec.residual.basis.copy_(codec.residual.basis.half().float())
     record = {k: state[k] for k in ("config", "settings", "step", "images", "elapsed")}
     return codec.eval(), record
@@ -63,9 +68,13 @@ class Synthesis(nn.Module):
 def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
     """Store large initialisers as float16 behind a Cast; the graph still computes in float32."""
     graph = model.graph
+    dequantise = (node for node in graph.node if node.op_type == "DequantizeLinear")
+    steps = {node.input[1] for node in dequantise}
     casts = []
     for init in graph.initializer:
         value = numpy_helper.to_array(init)
+        if init.name in steps:
+            continue
         if init.data_type != TensorProto.FLOAT or value.size < HALF_FROM:
             continue
         name = init.name
@@ -84,7 +93,9 @@ def export_graph(
     outputs: list[str],
     dynamic: dict[str, dict[int, str]],
     path: Path,
+    layers: dict[str, QuantisedConv2d] | None = None,
 ) -> None:
+    """`layers`: see `to_qdq`."""
     with tempfile.TemporaryDirectory() as folder:
         raw = Path(folder) / "graph.onnx"
         torch.onnx.export(
@@ -98,6 +109,8 @@ def export_graph(
             dynamo=False,
         )
         model = onnx.load(str(raw))
+    if layers:
+        to_qdq(model, layers)
     onnx.save(halve_initialisers(model), str(path))
 
 
@@ -113,6 +126,10 @@ def export_model(
     """Write the model directory; returns the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     e = codec.config.entropy
+    codec = copy.deepcopy(codec)
+    quantised = restore_convolutions(codec)
+    of_analysis = {n.removeprefix("g_a."): m for n, m in quantised.items() if n[:4] == "g_a."}
+    of_student = {f"codec.{n}": m for n, m in quantised.items() if n[:4] == "g_s."}
     spatial = {2: "h", 3: "w"}
     export_graph(
         codec.g_a,
@@ -120,6 +137,7 @@ def export_model(
         ["y", "z", "s"],
         {"bands": spatial, "y": {2: "hy", 3: "wy"}, "z": {2: "hz", 3: "wz"}},
         folder / "analysis.onnx",
+        of_analysis,
     )
     export_graph(
         codec.residual,
@@ -146,6 +164,7 @@ def export_model(
             "bands": spatial,
         },
         folder / "synthesis.onnx",
+        of_student,
     )
     (folder / "entropy_model.bin").write_bytes(serialize(codec.entropy))
     files = {

@@ -56,6 +56,7 @@ class Settings:
     face_weight: tuple[float, float] = (0.4, 2.4)
     perceptual_weight: float = 0.05
     identity_weight: float = 3.0
+    distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
     ema: float = 0.998
 
 
@@ -105,6 +106,8 @@ def parameter_kind(name: str, parameter: nn.Parameter, outputs: set[str]) -> str
         if leaf == "bias":
             return "output bias" if module in outputs else "hidden bias"
         return "other"
+    if name.endswith(".zero_point"):  # counts in levels
+        return "hidden bias"
     wide = parameter.ndim == 4 and parameter.shape[0] >= 48 and parameter.shape[1] >= 45
     return "muon" if wide else "other"
 
@@ -159,6 +162,7 @@ class Trainer:
         faces = read_index(Path(args.data), "train")
         self.sampler = FaceSampler(faces, settings.seed + self.step, self.batch_kinds(0.0))
         self.val = read_index(Path(args.data), "val")
+        self.teacher = load_teacher(args.teacher) if args.teacher else None
         self.perceptual: PerceptualLoss | None = None
         self.identity: IdentityLoss | None = None
 
@@ -245,6 +249,11 @@ class Trainer:
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)
+        if self.teacher is not None:
+            with torch.no_grad():
+                target, _ = self.teacher(bands[:own], q[:own], realism[:own], noise)
+            away = (out[:own] - target).square().mean((1, 2, 3)) * 127.5**2
+            distortion[:own] += s.distil_weight * lam[:own] * away
         logs = {"mse": float(mse.detach().mean()), "bpp": float(bpp.detach().mean())}
         if progress >= s.perceptual_from:
             if self.perceptual is None or self.identity is None:
@@ -352,6 +361,15 @@ class Trainer:
         print(f"val loss {score:.5f}, best {self.best:.5f}", flush=True)
 
 
+def load_teacher(path: str) -> Codec:
+    """The EMA weights of a checkpoint, frozen."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    codec = codec_from_dict(state["config"])
+    codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return codec.requires_grad_(False).eval()
+
+
 def rate_distortion(settings: Settings, rows: list[tuple[float, ...]]) -> float:
     """The loss, without perceptual terms, of the rows of `evaluate`: mean over the qualities."""
     total = 0.0
@@ -402,6 +420,7 @@ def main() -> None:
     parser.add_argument("--weights", required=True, help="folder with mobilefacenet.onnx")
     parser.add_argument("--out", required=True)
     parser.add_argument("--init", help="checkpoint to start from when --out holds none")
+    parser.add_argument("--teacher", help="checkpoint of a codec to follow: `export/quantise.py`")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--validate-every", type=float, default=10.0, help="minutes")

@@ -23,6 +23,7 @@ from export.networks import (
     ModelConfig,
     codec_from_dict,
     merge_bands,
+    quality_dial,
     split_bands,
 )
 from export.optim import orthogonalise
@@ -83,6 +84,24 @@ def test_split_and_merge_equal_the_core() -> None:
     np.testing.assert_allclose(back, image, atol=1e-3)
 
 
+def test_what_the_student_is_told_of_the_residual() -> None:
+    """It is added to the picture, and seen; where there is none, nothing changes."""
+    codec = small_codec()
+    prompt, s, noise = torch.randn(1, 20, 4, 4), torch.randn(1, 4), torch.zeros(1, 48, 16, 16)
+    dials = torch.zeros(1), HALF
+    residual = torch.randn(1, 8, 4, 4)
+    with torch.no_grad():
+        without = codec.synthesise(prompt, s, noise, *dials)
+        zero = codec.synthesise(prompt, s, noise, *dials, 0 * residual)
+        told = codec.synthesise(prompt, s, noise, *dials, residual)
+        codec.g_s.residual16.weight.zero_()
+        codec.g_s.residual4.weight.zero_()
+        deaf = codec.synthesise(prompt, s, noise, *dials, residual)
+    assert torch.equal(without, zero)
+    torch.testing.assert_close(deaf, without + codec.residual.bands(residual))
+    assert not torch.allclose(told, deaf, atol=1e-3)
+
+
 def test_realism_zero_ignores_the_noise_and_one_does_not() -> None:
     codec = small_codec()
     prompt, s = torch.randn(1, 20, 4, 4), torch.randn(1, 4)
@@ -119,11 +138,10 @@ def test_every_parameter_gets_a_gradient() -> None:
         torch.randn(1, 48, 16, 16),
         bf16=False,
     )
-    q = torch.tensor([200])
-    base = codec.entropy.code(*codec.latents(torch.randn(1, 48, 16, 16)), q.clamp(max=100))
-    residual = codec.entropy.code_residual(base, torch.randn(1, 8, 4, 4), q)
-    bits = sum(v.sum() for v in parts.values()) + residual.bits.sum()
-    (out.square().mean() + bits + residual.value.square().sum()).backward()
+    base = codec.base(split_bands(image), bf16=False)
+    refined, bits = codec.refine(base, torch.tensor([200]), bf16=False)
+    bits = sum(v.sum() for v in parts.values()) + bits.sum()
+    (out.square().mean() + refined.square().mean() + bits).backward()
     dead = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert dead == []
 
@@ -146,13 +164,15 @@ def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: floa
     bands = split_bands(torch.from_numpy(image.transpose(2, 0, 1).copy())[None].float())
     q = torch.tensor([round(4 * quality)])
     base_q = q.clamp(max=100)
+    nothing = torch.zeros_like(bands)
     with torch.no_grad():
-        out, parts = codec(bands, base_q, torch.zeros(1), torch.zeros_like(bands), bf16=False)
-        base = codec.entropy.code(*codec.latents(bands), base_q)
-        prompt, s_hat = codec.decoded(base, base_q)
+        out, parts = codec(bands, base_q, torch.zeros(1), nothing, bf16=False)
+        prompt, s_hat = codec.decoded(codec.entropy.code(*codec.latents(bands), base_q), base_q)
         residual = torch.zeros(1, 8, 5, 3)
         if q >= 100:
-            coded = codec.entropy.code_residual(base, codec.residual(bands - out), q)
+            base = codec.base(bands, bf16=False)
+            assert torch.equal(base.left, bands - out)
+            coded = codec.entropy.code_residual(base.coded, codec.residual(base.left), q)
             residual = codec.entropy.dequantise(coded, codec.entropy.residual_gains, q)
     assert out.shape == bands.shape and s_hat.shape == (1, 4)
     assert list(parts) == ["s", "z", *(f"y{p}" for p in range(5))]
@@ -168,7 +188,8 @@ def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: floa
         same = np.isclose(found, expected, rtol=1e-5, atol=1e-6)
         assert same.mean() > 0.98  # float32 in two engines: a level may differ
     with torch.no_grad():
-        out = out + codec.residual.bands(torch.from_numpy(entropy.residual(levels, int(q)))[None])
+        told = torch.from_numpy(entropy.residual(levels, int(q)))[None]
+        out = codec.synthesise(prompt, s_hat, nothing, torch.zeros(1), quality_dial(q), told)
     decoded = Decoder(tmp_path, "onnxruntime", realism=0.0, threads=1).decode(file)
     expected = merge_bands(out)[0].clamp(0, 255).numpy().transpose(1, 2, 0)
     assert np.abs(decoded - expected).max() <= 0.6  # it was rounded
@@ -180,6 +201,8 @@ def test_a_residual_brings_the_image_closer(tmp_path: Path) -> None:
     with torch.no_grad():
         blocks = torch.randn(768, 8, generator=torch.Generator().manual_seed(0))
         codec.residual.basis.copy_(torch.linalg.qr(blocks)[0].T.unflatten(1, (48, 4, 4)))
+        for layer in (codec.g_s.residual16, codec.g_s.residual4):
+            layer.weight.zero_()  # or it would make something of it
     export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
     image = synthetic_image(64, 64)
     encoder, decoder = Encoder(tmp_path, threads=1), Decoder(tmp_path, realism=0.0, threads=1)
@@ -347,7 +370,7 @@ def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     torch.save({**start, "elapsed": 0.0, "step": 0, "images": 0}, tmp_path / "start.pt")
     args = argparse.Namespace(
         data=str(face_folder), weights="", out=str(out), init=str(tmp_path / "start.pt"),
-        minutes=0.15, validate_every=60.0, validate_count=1, override={},
+        minutes=0.15, validate_every=60.0, validate_count=1, override={}, teacher=None,
     )  # fmt: skip
     trainer = Trainer(args, settings)
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()

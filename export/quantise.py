@@ -1,0 +1,213 @@
+"""Make a checkpoint INT8: ranges from training faces, training with the rounding, ONNX and IR.
+
+    python -m export.quantise RUN/checkpoint.pt OUT --data FACES --weights HELPERS --minutes 20
+
+Writes `OUT/checkpoint.pt`, which `export.train` goes on from as from any other, after calibration;
+trains it for `--minutes` more, against the data and against the float codec that it came from; and
+exports `OUT/model`, ONNX with QuantizeLinear and DequantizeLinear (QDQ), and `OUT/ir`, OpenVINO's
+version of it. `export/verify.py` compares them with torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from export.data import BatchKind, Face, FaceSampler, read_index
+from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
+from export.quantised import ActivationQuantiser, QuantisedConv2d, quantisers
+
+CALIBRATION_BATCHES = 6
+
+
+def quantised_copy(codec: Codec) -> Codec:
+    """The same codec with its INT8 convolutions, not yet calibrated."""
+    config: ModelConfig = replace(codec.config, quantised=True)
+    found = Codec(config)
+    found.load_state_dict({**found.state_dict(), **codec.state_dict()})
+    return found.eval()
+
+
+@torch.no_grad()
+def calibrate(codec: Codec, batches: list[Tensor]) -> None:
+    """Find the ranges of all activations on batches of images, float32 [B, 3, H, W] of 0..255.
+
+    Every image at a quality of its own, from 0 to 63.
+    """
+    for quantiser in quantisers(codec):
+        quantiser.seen = []
+    first = codec.config.entropy.residual_from
+    for image in batches:
+        bands = split_bands(image)
+        count = len(bands)
+        q = torch.linspace(0, first - 1, count).round().long()
+        noise = torch.randn_like(bands)
+        codec(bands, q, (torch.arange(count) % 2).float(), noise)
+        top = torch.linspace(first, 252, count).round().long()
+        codec.refine(codec.base(bands), top)
+    for quantiser in quantisers(codec):
+        quantiser.settle()
+
+
+def calibration_batches(faces: list[Face]) -> list[Tensor]:
+    kinds = [BatchKind(128, 16, 0.35, 0.5), BatchKind(256, 4, 0.85, 0.5)]
+    sampler = FaceSampler(faces, 11, kinds)
+    return [torch.from_numpy(sampler.next()[0]).float() for _ in range(CALIBRATION_BATCHES)]
+
+
+def quantised_state(state: dict[str, Any], faces: list[Face]) -> dict[str, Any]:
+    """A training checkpoint of a float codec as one of an INT8 codec; optimisers start afresh."""
+    codec = codec_from_dict(state["config"])
+    codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    found = quantised_copy(codec)
+    calibrate(found, calibration_batches(faces))
+    weights = {k: v.detach().clone() for k, v in found.state_dict().items()}
+    kept = {k: v for k, v in state.items() if k not in ("muon", "adam", "best")}
+    return {**kept, "config": found.config_dict(), "model": weights, "ema": weights}
+
+
+# -- the graph -----------------------------------------------------------------------------------
+class _Surgeon:
+    """Adds QuantizeLinear and DequantizeLinear around the convolutions of an exported graph."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.graph = model.graph
+        self.initialisers = {i.name: i for i in self.graph.initializer}
+        self.before: dict[int, list[onnx.NodeProto]] = {}  # by the node they come before
+        self.after: dict[int, list[onnx.NodeProto]] = {}
+        self.known: dict[tuple[str, float, int], str] = {}  # quantised once
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def around(
+        self, source: str, name: str, quantiser: ActivationQuantiser
+    ) -> list[onnx.NodeProto]:
+        """Nodes that make `name` of `source` by rounding it."""
+        step, point = quantiser.integers()
+        scale = self.constant(f"{name}_scale", np.array(step, np.float32))
+        zero = self.constant(f"{name}_zero", np.array(point, np.uint8))
+        return [
+            helper.make_node("QuantizeLinear", [source, scale, zero], [f"{name}_q"]),
+            helper.make_node("DequantizeLinear", [f"{name}_q", scale, zero], [name]),
+        ]
+
+    def dequantised(self, name: str, values: np.ndarray, steps: np.ndarray) -> onnx.NodeProto:
+        """A node that makes `name` of integers with a step for each index of axis 0."""
+        quantised = self.constant(f"{name}_q", values)
+        scale = self.constant(f"{name}_scale", steps.astype(np.float32))
+        zero = self.constant(f"{name}_zero", np.zeros(len(steps), values.dtype))
+        return helper.make_node("DequantizeLinear", [quantised, scale, zero], [name], axis=0)
+
+    def convolution(self, index: int, node: onnx.NodeProto, layer: QuantisedConv2d) -> None:
+        source, weight, bias = node.input
+        before = self.before.setdefault(index, [])
+        key = (source, *layer.input.integers())
+        if key not in self.known:
+            self.known[key] = f"{node.output[0]}_in"
+            before += self.around(source, self.known[key], layer.input)
+        steps = layer.weight_step().numpy()
+        values = numpy_helper.to_array(self.initialisers[weight])
+        rounded = np.rint(values / steps[:, None, None, None]).astype(np.int8)
+        before.append(self.dequantised(f"{weight}_int8", rounded, steps))
+        of_bias = steps.astype(np.float64) * layer.input.integers()[0]
+        values = numpy_helper.to_array(self.initialisers[bias])
+        whole = np.rint(values / of_bias).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        before.append(self.dequantised(f"{bias}_int32", whole, of_bias))
+        node.input[:] = [self.known[key], f"{weight}_int8", f"{bias}_int32"]
+        if layer.output is not None:
+            name = node.output[0]
+            node.output[0] = f"{name}_raw"
+            self.after[index] = self.around(f"{name}_raw", name, layer.output)
+
+    def finish(self) -> None:
+        nodes = []
+        for index, node in enumerate(self.graph.node):
+            nodes += [*self.before.get(index, []), node, *self.after.get(index, [])]
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input}
+        kept = [i for i in self.graph.initializer if i.name in used]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend(kept)
+
+
+def to_qdq(model: onnx.ModelProto, layers: dict[str, QuantisedConv2d]) -> onnx.ModelProto:
+    """Quantise the convolutions of a graph, in place.
+
+    Args:
+      layers: by the name of the weight in the graph, less ".weight".
+    Raises:
+      ValueError: a layer is not in the graph.
+    """
+    surgeon = _Surgeon(model)
+    missing = set(layers)
+    for index, node in enumerate(model.graph.node):
+        name = node.input[1].removesuffix(".weight") if node.op_type == "Conv" else ""
+        if name in layers:
+            surgeon.convolution(index, node, layers[name])
+            missing.discard(name)
+    if missing:
+        raise ValueError(f"the graph has no {', '.join(sorted(missing))}")
+    surgeon.finish()
+    onnx.checker.check_model(model)
+    return model
+
+
+def main() -> None:
+    from export.to_onnx import export_model, load_codec
+    from export.to_openvino import convert
+    from export.train import Settings, Trainer
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="of a float codec")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, required=True, help="folder with index.csv")
+    parser.add_argument("--weights", required=True, help="folder with mobilefacenet.onnx")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0: ranges alone")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--validate-every", type=float, default=10.0, help="minutes")
+    parser.add_argument("--validate-count", type=int, default=24)
+    parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
+    parser.add_argument("--name", default="edge")
+    parser.add_argument("--min-quality", type=float, default=0.0)
+    parser.add_argument("--per-octave", type=float, default=0.0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(11)
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "checkpoint.pt"
+    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+    if not path.exists():
+        torch.save(quantised_state(state, read_index(args.data, "train")), path)
+    if args.minutes:
+        before = state["elapsed"] / 60
+        args.minutes += before  # the trainer counts from the start of the float codec
+        args.init, args.teacher = None, args.checkpoint
+        args.override.setdefault("decay_from", before / args.minutes)
+        Trainer(args, Settings(**args.override)).run()
+    codec, record = load_codec(path)
+    manifest = export_model(
+        codec,
+        args.out / "model",
+        record,
+        name=args.name,
+        min_quality=args.min_quality,
+        per_octave=args.per_octave,
+    )
+    convert(args.out / "model", args.out / "ir")
+    print(f"model {manifest['model_id']} in {args.out / 'model'}")
+
+
+if __name__ == "__main__":
+    main()

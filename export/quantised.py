@@ -1,0 +1,136 @@
+"""Convolutions that compute as their INT8 versions will: for quantisation-aware training.
+
+Symmetric weights per output channel, activations of 8 bits per tensor with a zero point. Inside
+residual blocks both ends of a convolution are quantised, so that every engine can run it in
+integers; what feeds the sum that the blocks add to stays float at its output. Steps and zero points
+of activations are learnt (LSQ+, Bhalgat et al., 2020). Weights span -63..63: the sum of two
+products of an unsigned with a signed byte stays below 2^15, so that CPUs without VNNI do not
+saturate.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATION_LEVELS = 255
+WEIGHT_MAX = 63
+_TAIL = 1e-4  # share of the activations at either end that a range starts without
+_SAMPLES = 1 << 16  # values of an activation that its range starts from
+
+
+class ActivationQuantiser(nn.Module):
+    """Rounds to one of 256 levels; the range is found by `calibrate` and then learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log2_step = nn.Parameter(torch.zeros(()))
+        self.zero_point = nn.Parameter(torch.zeros(()))
+        self.seen: list[Tensor] | None = None  # while calibrating
+
+    def step(self) -> Tensor:
+        return torch.exp2(self.log2_step)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
+        if self.seen is not None:
+            values = x.detach().flatten()
+            self.seen.append(values[:: max(1, values.numel() // _SAMPLES)].clone())
+            return x
+        # gradients of the step and the zero point scaled as in LSQ (Esser et al., ICLR 2020)
+        factor = 1.0 / math.sqrt(x[0].numel() * ACTIVATION_LEVELS)
+        found: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
+            x, self.step()[None], self.zero_point[None], 0, ACTIVATION_LEVELS, factor
+        )
+        return found
+
+    def settle(self) -> None:
+        """End the calibration: take the range of nearly all that was seen, zero included."""
+        if not self.seen:
+            raise ValueError("nothing was seen to calibrate with")
+        values, _ = torch.cat(self.seen).sort()
+        cut = int(_TAIL * len(values))
+        low = min(0.0, float(values[cut]))
+        high = max(0.0, float(values[len(values) - 1 - cut]))
+        step = max(high - low, 1e-6) / ACTIVATION_LEVELS
+        with torch.no_grad():
+            self.log2_step.fill_(math.log2(step))
+            self.zero_point.fill_(-low / step)
+        self.seen = None
+
+    def integers(self) -> tuple[float, int]:
+        """(step, zero point) of the file."""
+        point = round(float(self.zero_point.detach()))
+        return float(self.step().detach()), min(max(point, 0), ACTIVATION_LEVELS)
+
+
+class QuantisedConv2d(nn.Module):
+    """`nn.Conv2d` with quantised weights and inputs, and outputs; its parameters and the ranges."""
+
+    def __init__(self, plain: nn.Conv2d, *, output: bool) -> None:
+        super().__init__()
+        if plain.bias is None:
+            raise ValueError("a quantised convolution has a bias")
+        self.weight, self.bias = plain.weight, plain.bias
+        self.stride, self.padding = plain.stride, plain.padding
+        self.input = ActivationQuantiser()
+        self.output = ActivationQuantiser() if output else None
+
+    def weight_step(self) -> Tensor:
+        """[Cout]; the largest weight of a channel is WEIGHT_MAX steps."""
+        return self.weight.detach().float().abs().amax((1, 2, 3)).clamp_min(1e-8) / WEIGHT_MAX
+
+    def rounded_weight(self) -> Tensor:
+        step = self.weight_step()
+        found: Tensor = torch.fake_quantize_per_channel_affine(
+            self.weight.float(),
+            step,
+            torch.zeros(len(step), dtype=torch.int32),
+            0,
+            -WEIGHT_MAX,
+            WEIGHT_MAX,
+        )
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.rounded_weight().contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(self.input(x), weight, self.bias, self.stride, self.padding)
+        return y if self.output is None else self.output(y)  # type: ignore[no-any-return]
+
+    def plain(self) -> nn.Conv2d:
+        """A convolution with the rounded weights, for export."""
+        cout, cin, *kernel = self.weight.shape
+        found = nn.Conv2d(cin, cout, tuple(kernel), self.stride, self.padding)  # type: ignore[arg-type]
+        with torch.no_grad():
+            found.weight.copy_(self.rounded_weight())
+            if found.bias is not None:
+                found.bias.copy_(self.bias)
+        return found
+
+
+def quantise_convolutions(module: nn.Module, names: dict[str, bool]) -> None:
+    """Replace the convolutions of these names, or under them, in place; True: outputs as well."""
+    for name, child in list(module.named_modules()):
+        if not isinstance(child, nn.Conv2d):
+            continue
+        for chosen, output in names.items():
+            if name == chosen or name.startswith(chosen + "."):
+                parent, _, leaf = name.rpartition(".")
+                quantised = QuantisedConv2d(child, output=output)
+                setattr(module.get_submodule(parent), leaf, quantised)
+
+
+def restore_convolutions(module: nn.Module) -> dict[str, QuantisedConv2d]:
+    """Put plain convolutions with rounded weights back, in place; returns what was replaced."""
+    replaced = {n: m for n, m in module.named_modules() if isinstance(m, QuantisedConv2d)}
+    for name, child in replaced.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, child.plain())
+    return replaced
+
+
+def quantisers(module: nn.Module) -> list[ActivationQuantiser]:
+    return [m for m in module.modules() if isinstance(m, ActivationQuantiser)]

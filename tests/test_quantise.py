@@ -1,0 +1,173 @@
+"""INT8: ranges, training with the rounding, the graphs of it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from test_export_networks import face_folder, small_codec  # noqa: F401 (a fixture)
+
+from export.data import read_index
+from export.networks import Codec, split_bands
+from export.pack import pack
+from export.quantise import calibrate, quantised_copy, quantised_state, to_qdq
+from export.quantised import WEIGHT_MAX, ActivationQuantiser, QuantisedConv2d
+from export.to_onnx import export_model, load_codec
+from export.train import Settings, Trainer
+from export.verify import differences, synthetic_image, tolerance
+
+
+def images(count: int, size: int = 64) -> torch.Tensor:
+    found = [synthetic_image(size, size, seed).transpose(2, 0, 1) for seed in range(count)]
+    return torch.from_numpy(np.stack(found)).float()
+
+
+def calibrated() -> tuple[Codec, Codec]:
+    """A small float codec and its INT8 version."""
+    plain = small_codec()
+    codec = quantised_copy(plain)
+    torch.manual_seed(3)
+    calibrate(codec, [images(8)])
+    return plain, codec
+
+
+def test_an_activation_has_256_levels_and_zero_is_one_of_them() -> None:
+    quantiser = ActivationQuantiser()
+    quantiser.seen = []
+    x = torch.cat([torch.linspace(-1.5, 6, 4001), torch.zeros(9)])
+    assert torch.equal(quantiser(x), x)
+    quantiser.settle()
+    rounded = quantiser(x).detach()
+    assert 250 <= len(rounded.unique()) <= 256
+    assert (rounded[x == 0] == 0).all()
+    assert (rounded - x).abs().max() <= 0.51 * float(quantiser.step().detach())
+    step, point = quantiser.integers()
+    assert step == pytest.approx(7.5 / 255, rel=0.01) and point == 51
+    assert quantiser(torch.tensor([100.0, -100.0])).tolist() == pytest.approx([6, -1.5], abs=0.02)
+
+
+def test_a_range_that_saw_nothing_is_an_error() -> None:
+    quantiser = ActivationQuantiser()
+    quantiser.seen = []
+    with pytest.raises(ValueError, match="nothing was seen"):
+        quantiser.settle()
+
+
+def test_products_cannot_saturate_sixteen_bits() -> None:
+    """Unsigned by signed bytes, added in pairs, as CPUs without VNNI do."""
+    assert 2 * 255 * WEIGHT_MAX < 2**15
+
+
+def test_eight_bits_change_little() -> None:
+    plain, codec = calibrated()
+    bands = split_bands(images(2))
+    q, dial, noise = torch.tensor([60, 90]), torch.zeros(2), torch.zeros_like(bands)
+    with torch.no_grad():
+        expected, _ = plain(bands, q, dial, noise, bf16=False)
+        found, _ = codec(bands, q, dial, noise, bf16=False)
+    assert not torch.equal(found, expected)
+    error = (found - expected).square().mean() / expected.square().mean()
+    assert error < 1e-2
+
+
+def test_every_range_and_weight_gets_a_gradient() -> None:
+    _, codec = calibrated()
+    codec.train()
+    out, _ = codec(
+        split_bands(images(2)),
+        torch.tensor([60, 90]),
+        torch.ones(2),
+        torch.randn(2, 48, 16, 16),
+        bf16=False,
+    )
+    out.square().mean().backward()
+    layers = {n: m for n, m in codec.named_modules() if isinstance(m, QuantisedConv2d)}
+    assert {n.split(".")[0] for n in layers} == {"g_a", "g_s"}
+    for name, layer in layers.items():
+        for parameter in layer.parameters():
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert layer.weight.grad is not None and layer.weight.grad.abs().max() > 0, name
+        assert layer.input.log2_step.grad is not None, name
+
+
+def test_the_graphs_compute_in_integers(tmp_path: Path) -> None:
+    """QDQ around every chosen convolution, bytes for weights, and equal in all engines."""
+    _, codec = calibrated()
+    export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
+    assert codec.config.quantised, "the export works on a copy"
+    for name in ("analysis", "synthesis"):
+        graph = onnx.load(str(tmp_path / f"{name}.onnx")).graph
+        made_by = {out: node for node in graph.node for out in node.output}
+        kinds = {i.name: i.data_type for i in graph.initializer}
+        convolutions = [n for n in graph.node if n.op_type == "Conv"]
+        quantised = [
+            n
+            for n in convolutions
+            if all(
+                n.input[i] in made_by and made_by[n.input[i]].op_type == "DequantizeLinear"
+                for i in (0, 1, 2)
+                if len(n.input) > 2
+            )
+            and len(n.input) > 2
+        ]
+        layers = [
+            m
+            for n, m in codec.named_modules()
+            if isinstance(m, QuantisedConv2d)
+            and n.startswith("g_a" if name == "analysis" else "g_s")
+        ]
+        assert len(quantised) == len(layers) and len(convolutions) > len(layers)
+        for node in quantised:
+            assert kinds[made_by[node.input[1]].input[0]] == onnx.TensorProto.INT8
+            assert kinds[made_by[node.input[2]].input[0]] == onnx.TensorProto.INT32
+    for name, worst in differences(codec, tmp_path, 80, 48).items():
+        assert worst <= tolerance(codec, name), name
+
+
+def test_a_layer_that_is_not_in_the_graph_is_an_error(tmp_path: Path) -> None:
+    _, codec = calibrated()
+    export_model(small_codec(), tmp_path, {}, name="small", min_quality=0.0)
+    graph = onnx.load(str(tmp_path / "analysis.onnx"))
+    layer = next(m for m in codec.modules() if isinstance(m, QuantisedConv2d))
+    with pytest.raises(ValueError, match="the graph has no nowhere"):
+        to_qdq(graph, {"nowhere": layer})
+
+
+def test_a_packed_checkpoint_keeps_the_ranges() -> None:
+    _, codec = calibrated()
+    weights = codec.state_dict()
+    state = {"ema": weights, "config": codec.config_dict(), "settings": {}, "elapsed": 0.0}
+    packed = pack({**state, "step": 0, "images": 0})
+    ranges = [n for n in weights if n.endswith(("log2_step", "zero_point"))]
+    assert ranges
+    for name in ranges:
+        assert torch.equal(packed["ema"][name], weights[name])
+
+
+def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> None:
+    plain = small_codec()
+    weights = {"model": plain.state_dict(), "ema": plain.state_dict(), "settings": {}}
+    counts = {"elapsed": 60.0, "step": 5, "images": 9}
+    state = {"config": plain.config_dict(), **weights, **counts}
+    torch.save(state, tmp_path / "float.pt")
+    torch.save(quantised_state(state, read_index(face_folder, "train")), tmp_path / "int8.pt")
+    settings = Settings(perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4)
+    args = argparse.Namespace(
+        data=str(face_folder), weights="", out=str(tmp_path / "run"), minutes=1.05,
+        init=str(tmp_path / "int8.pt"), teacher=str(tmp_path / "float.pt"), override={},
+        validate_every=60.0, validate_count=1,
+    )  # fmt: skip
+    trainer = Trainer(args, settings)
+    assert trainer.step == 5 and trainer.model.config.quantised
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.run()
+    assert trainer.step > 5
+    ranges = [n for n in before if n.endswith(("log2_step", "zero_point"))]
+    moved = [n for n in ranges if not torch.equal(before[n], trainer.model.get_parameter(n))]
+    assert len(moved) > 0.9 * len(ranges)
+    codec, _ = load_codec(tmp_path / "run" / "checkpoint.pt")
+    assert codec.config.quantised
