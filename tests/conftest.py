@@ -6,6 +6,7 @@ all others use "auto", which the environment variable FASDIFF_ENGINE decides.
 
 from __future__ import annotations
 
+import csv
 import os
 import subprocess
 import sys
@@ -120,3 +121,26 @@ def run_python(tmp_path: Path) -> Iterator[RunPython]:
 def repository() -> Path:
     """The root of the source tree."""
     return REPOSITORY
+
+
+@pytest.fixture
+def face_folder(tmp_path: Path) -> Path:
+    """Generated stand-ins for portraits, with an index like the training data's."""
+    from export.data import POINTS  # these import torch, which most tests do without
+    from export.losses import ARCFACE_TEMPLATE
+    from export.verify import synthetic_image
+
+    rows = []
+    for i in range(6):
+        name = f"f{i}.png"
+        cv2.imwrite(str(tmp_path / name), synthetic_image(200 + i, 190, seed=i))
+        pts = ARCFACE_TEMPLATE * 1.2 + [25, 30]
+        row = {"file": name, "split": "val" if i == 5 else "train", "source": "fairface"}
+        for p, (x, y) in zip(POINTS, pts, strict=True):
+            row |= {f"{p}_x": x, f"{p}_y": y}
+        rows.append(row | {"sharpness_db": 30, "race": "A", "gender": "B"})
+    with open(tmp_path / "index.csv", "w", newline="") as f:
+        writer = csv.DictWriter(f, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return tmp_path

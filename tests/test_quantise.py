@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from test_export_networks import face_folder, small_codec  # noqa: F401 (a fixture)
+from test_export_networks import small_codec
 
 from export.data import read_index
 from export.networks import Codec, split_bands
@@ -149,13 +150,13 @@ def test_a_packed_checkpoint_keeps_the_ranges() -> None:
 
 
 def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> None:
+    settings = Settings(perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4)
     plain = small_codec()
-    weights = {"model": plain.state_dict(), "ema": plain.state_dict(), "settings": {}}
+    weights = {"model": plain.state_dict(), "ema": plain.state_dict(), "settings": asdict(settings)}
     counts = {"elapsed": 60.0, "step": 5, "images": 9}
     state = {"config": plain.config_dict(), **weights, **counts}
     torch.save(state, tmp_path / "float.pt")
     torch.save(quantised_state(state, read_index(face_folder, "train")), tmp_path / "int8.pt")
-    settings = Settings(perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4)
     args = argparse.Namespace(
         data=str(face_folder), weights="", out=str(tmp_path / "run"), minutes=1.05,
         init=str(tmp_path / "int8.pt"), teacher=str(tmp_path / "float.pt"), override={},
