@@ -150,7 +150,9 @@ def test_a_packed_checkpoint_keeps_the_ranges() -> None:
 
 
 def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> None:
-    settings = Settings(perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4)
+    settings = Settings(
+        perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4, decay_from=1.0, adam_lr=2e-2
+    )
     plain = small_codec()
     weights = {"model": plain.state_dict(), "ema": plain.state_dict(), "settings": asdict(settings)}
     counts = {"elapsed": 60.0, "step": 5, "images": 9}
