@@ -175,6 +175,7 @@ def export_model(
         "format": 1,
         "name": name,
         "model_id": files["entropy_model.bin"][:4],
+        "precision": "int8" if quantised else "float32",
         "num_steps": [1],
         "num_y": e.num_y + e.num_residual,
         "num_z": e.num_z,

@@ -184,9 +184,7 @@ class EntropyModel:
     def y_step(self) -> _Int32:
         """int32 [num_q, num_y], Q12: units of y per symbol. A copy."""
 
-    def code_base(
-        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any]
-    ) -> CodedBase:
+    def code_base(self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any]) -> CodedBase:
         """Code all but the residual, at quality residual_from.
 
         Args and errors as for `encode`; also ValueError where the model has no residual.

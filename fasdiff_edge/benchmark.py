@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +36,6 @@ from .profile import Profile, cpu_name
 from .stages import DECODE_STAGES, ENCODE_STAGES, record
 
 FORMAT = 1
-PRECISION = "float32"  # of the shipped graphs
 WARM_UP = 5
 COLD_STARTS = 3
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
@@ -65,13 +64,29 @@ class Configuration:
         )
 
 
+def by_precision(models: Sequence[str]) -> dict[str, str]:
+    """Models, names or directories made absolute, by the precision of their graphs.
+
+    Raises:
+      OptionError: two of the same precision; ModelError: no such model.
+    """
+    found: dict[str, str] = {}
+    for model in models:
+        precision = load_model(model).precision
+        if precision in found:
+            raise OptionError(f"two models in {precision}: {found[precision]} and {model}")
+        found[precision] = os.path.abspath(model) if os.path.isdir(model) else model
+    return found
+
+
 def configurations(
-    engines: Sequence[str], threads: Sequence[int], sizes: Sequence[int], model: str
+    engines: Sequence[str], threads: Sequence[int], sizes: Sequence[int], models: Mapping[str, str]
 ) -> list[Configuration]:
-    """Every combination that the model supports."""
+    """Every combination that the models, by precision, support."""
     return [
-        Configuration(engine, PRECISION, count, size, steps)
+        Configuration(engine, precision, count, size, steps)
         for engine in engines
+        for precision, model in models.items()
         for count in threads
         for size in sizes
         for steps in load_model(model).num_steps
@@ -92,13 +107,14 @@ def measure(configuration: Configuration, picture: Path, options: dict[str, Any]
 
     Args:
       picture: an image file, of the size of the configuration.
-      options: "model", "max_bytes", "repeats".
+      options: "models" as `by_precision` gives them, "max_bytes", "repeats".
     Raises:
       FasdiffError: the codec does not do what is being timed.
     """
     c, budget = configuration, options["max_bytes"]
-    encoder = Encoder(options["model"], c.engine, c.threads)
-    decoder = Decoder(options["model"], c.engine, c.steps, threads=c.threads)
+    model = options["models"][c.precision]
+    encoder = Encoder(model, c.engine, c.threads)
+    decoder = Decoder(model, c.engine, c.steps, threads=c.threads)
     image = read_picture(picture.read_bytes())
     data = encoder.encode(image, max_bytes=budget)
     if len(data) > budget or decoder.decode(data).shape != image.shape:
@@ -156,8 +172,6 @@ def run(
     Raises:
       FasdiffError: a process failed; with what it said.
     """
-    if os.path.isdir(options["model"]):
-        options = {**options, "model": os.path.abspath(options["model"])}
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
             picture = Path(folder) / f"{row.size}.png"
@@ -165,16 +179,15 @@ def run(
             work = json.dumps({**asdict(row), "picture": str(picture), "options": options})
             found = json.loads(_python(folder, "-m", "fasdiff_edge.benchmark", work))
             file = Path(folder) / "cold.fsd"
-            encoder = Encoder(options["model"], row.engine, row.threads)
+            model = options["models"][row.precision]
+            encoder = Encoder(model, row.engine, row.threads)
             file.write_bytes(
                 encoder.encode(square(image, row.size), max_bytes=options["max_bytes"])
             )
             times = []
             for _ in range(COLD_STARTS):
                 start = time.perf_counter()
-                _python(
-                    folder, "-c", _COLD, options["model"], row.engine, str(row.threads), str(file)
-                )
+                _python(folder, "-c", _COLD, model, row.engine, str(row.threads), str(file))
                 times.append(time.perf_counter() - start)
             found["cold_start_ms"] = round(1e3 * float(np.median(times)), 1)
             yield found
@@ -256,10 +269,13 @@ def temperatures() -> dict[str, float]:
 def best(rows: Sequence[dict[str, Any]]) -> Profile:
     """The engine and threads with the least time to encode and decode, over all sizes alike.
 
-    Of configurations within 2 % of the least, the one with the fewest threads.
+    Of the precision that was measured first. Of configurations within 2 % of the least, the one
+    with the fewest threads.
     """
     total: dict[tuple[str, int], list[float]] = {}
     for row in rows:
+        if row["precision"] != rows[0]["precision"]:
+            continue
         both = row["encode"]["median"] + row["decode"]["median"]
         total.setdefault((row["engine"], row["threads"]), []).append(math.log(both))
     mean = {key: sum(values) / len(values) for key, values in total.items()}

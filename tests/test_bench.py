@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from fasdiff_edge import Decoder, Encoder, OptionError, benchmark, engines, profile
 from fasdiff_edge.cli import main
 from fasdiff_edge.imaging import read_picture
+from fasdiff_edge.models import load_model
 from fasdiff_edge.stages import DECODE_STAGES, ENCODE_STAGES, record, stage
 
 
@@ -72,7 +74,8 @@ def test_report(report: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert {"fasdiff-edge", "python", "numpy", "onnxruntime"} <= set(machine["versions"])
     assert isinstance(machine["temperatures"], dict)
     (row,) = found["results"]
-    assert (row["engine"], row["precision"], row["threads"]) == ("onnxruntime", "float32", 1)
+    assert (row["engine"], row["threads"]) == ("onnxruntime", 1)
+    assert row["precision"] == load_model("edge").precision
     assert (row["size"], row["steps"]) == (128, 1)
     assert row["bytes"] <= 500
     stages = [name for name in ENCODE_STAGES if name in row["stages"]]
@@ -108,6 +111,23 @@ def test_compare_gives_ratios_of_what_both_have(report: Path) -> None:
         benchmark.compare(a, {"results": [{**row, "threads": 7}]})
 
 
+def test_models_are_told_apart_by_their_precision(tmp_path: Path) -> None:
+    model_copy = tmp_path / "copy"
+    shutil.copytree(load_model("edge").directory, model_copy)
+    shipped = load_model("edge").precision
+    manifest = json.loads((model_copy / "manifest.json").read_text())
+    other = "float32" if shipped == "int8" else "int8"
+    (model_copy / "manifest.json").write_text(json.dumps({**manifest, "precision": other}))
+    models = benchmark.by_precision(["edge", str(model_copy)])
+    assert models == {shipped: "edge", other: str(model_copy)}
+    found = benchmark.configurations(["openvino"], [1, 2], [256], models)
+    assert [(c.precision, c.threads) for c in found] == [
+        (shipped, 1), (shipped, 2), (other, 1), (other, 2)
+    ]  # fmt: skip
+    with pytest.raises(OptionError, match="two models in"):
+        benchmark.by_precision(["edge", "edge"])
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 2, "results": []}'])
 def test_what_is_no_report_is_refused(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -139,13 +159,15 @@ def test_bad_options(arguments: list[str], reason: str, capsys: pytest.CaptureFi
 
 def row(engine: str, threads: int, encode: float, decode: float) -> dict[str, Any]:
     parts = {"encode": {"median": encode}, "decode": {"median": decode}}
-    return {"engine": engine, "threads": threads, **parts}
+    return {"engine": engine, "precision": "int8", "threads": threads, **parts}
 
 
 def test_best_is_the_fastest_with_no_more_threads_than_it_needs() -> None:
     rows = [row("openvino", 1, 9, 9), row("openvino", 2, 5, 5), row("onnxruntime", 2, 8, 8)]
     assert benchmark.best(rows) == profile.Profile(profile.cpu_name(), "openvino", 2)
     rows.append(row("openvino", 4, 4.99, 4.99))
+    assert benchmark.best(rows).threads == 2
+    rows.append({**row("openvino", 1, 1, 1), "precision": "float32"})
     assert benchmark.best(rows).threads == 2
 
 

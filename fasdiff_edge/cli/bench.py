@@ -44,7 +44,13 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--max-bytes", type=int, default=1000, metavar="N", help="budget (1000)")
     parser.add_argument("--repeats", type=int, default=100, metavar="N", help="(100)")
-    parser.add_argument("--model", default="edge", help="model name or directory (edge)")
+    parser.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        metavar="MODEL",
+        help="model name or directory (edge); again for another precision",
+    )
     parser.add_argument("--json", metavar="FILE", help='write a report; "-" for stdout')
     parser.add_argument("--plot", metavar="FILE", help="write a chart of the stages, .png")
     parser.add_argument(
@@ -109,8 +115,9 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         data = read_input(args.image)
         with quiet_stderr():
             image = read_picture(data)
-    options = {"model": args.model, "max_bytes": args.max_bytes, "repeats": args.repeats}
-    rows = benchmark.configurations(engines, args.threads, args.sizes, args.model)
+    models = benchmark.by_precision(args.models or ["edge"])
+    options = {"models": models, "max_bytes": args.max_bytes, "repeats": args.repeats}
+    rows = benchmark.configurations(engines, args.threads, args.sizes, models)
     machine = benchmark.machine()
     results = []
     with tqdm(total=len(rows), unit="configuration", file=sys.stderr) as bar:
@@ -125,6 +132,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the table: medians, and p95 of the whole."""
     return {
         "engine": row["engine"],
+        "precision": row["precision"],
         "threads": row["threads"],
         "size": row["size"],
         "steps": row["steps"],

@@ -41,6 +41,7 @@ class Model:
       directory: where its files are.
       manifest: all of `manifest.json`.
       entropy: the integer entropy model; `entropy.model_id` is the model's id.
+      precision: of the graphs: "float32", or "int8" (QDQ).
       num_steps: the numbers of sampler steps that the synthesis graph supports.
       min_quality_before_downscale: 0..63; the budget search would rather code a smaller image
         than go below this quality, at 256x256.
@@ -52,6 +53,7 @@ class Model:
     directory: Path
     manifest: Mapping[str, Any]
     entropy: EntropyModel
+    precision: str
     num_steps: tuple[int, ...]
     min_quality_before_downscale: float
     min_quality_per_octave: float
@@ -89,6 +91,7 @@ def load_model(model: str | os.PathLike[str]) -> Model:
     try:
         title = str(manifest["name"])
         model_id = str(manifest["model_id"])
+        precision = str(manifest.get("precision", "float32"))
         num_steps = tuple(int(value) for value in manifest["num_steps"])
         min_quality = float(manifest["min_quality_before_downscale"])
         per_octave = float(manifest["min_quality_per_octave"])
@@ -111,7 +114,16 @@ def load_model(model: str | os.PathLike[str]) -> Model:
             )
     if not num_steps or not all(0 <= v <= MAX_QUALITY / 4 for v in (min_quality, per_octave)):
         raise ModelError(f"{directory / MANIFEST}: num_steps or quality out of range")
-    return Model(title, directory, manifest, entropy, num_steps, min_quality, per_octave)
+    return Model(
+        name=title,
+        directory=directory,
+        manifest=manifest,
+        entropy=entropy,
+        precision=precision,
+        num_steps=num_steps,
+        min_quality_before_downscale=min_quality,
+        min_quality_per_octave=per_octave,
+    )
 
 
 def installed() -> str:
