@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -250,7 +251,17 @@ class Student(nn.Module):
         dials = torch.stack([realism, quality], 1)
         condition = self.condition(torch.cat([s_hat / 4, dials], 1))
         x_sigma = noise * realism[:, None, None, None]
-        h = self.prompt(prompt)
+        return self.denoise(self.prompt(prompt), condition, x_sigma, residual, residual_bands)
+
+    def denoise(
+        self,
+        h: Tensor,
+        condition: Tensor,
+        x_sigma: Tensor,
+        residual: Tensor | None,
+        residual_bands: Tensor | None,
+    ) -> Tensor:
+        """Bands, of features h [B, w16, h, w] and a condition [B, conditions] for all layers."""
         if residual is not None:
             h = h + self.residual16(residual * (1 / UNIT))
         for block in self.b16:
@@ -416,3 +427,12 @@ def codec_from_dict(values: dict[str, Any]) -> Codec:
     for key in ("encoder_blocks", "decoder_blocks"):
         values[key] = tuple(values[key])
     return Codec(ModelConfig(**values, entropy=entropy))
+
+
+def frozen_codec(checkpoint: Path) -> Codec:
+    """The averaged weights of a checkpoint, not to be trained."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    codec = codec_from_dict(state["config"])
+    codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return codec.requires_grad_(False).eval()

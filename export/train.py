@@ -12,41 +12,32 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import signal
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
-from export.integer_entropy import NUM_Q, IntegerConv2d
+from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss
-from export.networks import Codec, codec_from_dict, merge_bands, split_bands
-from export.optim import Muon
+from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
+from export.training import Run, RunSettings
 
 MAX_Q = NUM_Q - 1
-OUTLIER = 5.0
 
 
 @dataclass
-class Settings:
+class Settings(RunSettings):
     """Everything that shapes a run besides its length; stored in the checkpoint."""
 
-    seed: int = 1
-    muon_lr: float = 0.002
-    muon_decay: float = 0.1
-    adam_lr: float = 4e-4
     batch_128: int = 48
     batch_256: int = 12
     # share of the batches that are whole faces at 256, at the start and at the end
     large_share: tuple[float, float] = (0.3, 0.75)
     perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
-    decay_from: float = 0.35
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
     residual_share: float = 0.25  # of the batch that is coded with a residual
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
@@ -57,7 +48,6 @@ class Settings:
     perceptual_weight: float = 0.05
     identity_weight: float = 3.0
     distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
-    ema: float = 0.998
 
 
 REFERENCE_LAMBDA = 8e-4
@@ -81,118 +71,27 @@ def feature_share(relative: Tensor) -> Tensor:
     return relative**0.75
 
 
-# Learning rates of AdamW relative to `adam_lr`, by kind of parameter. Biases, table scales and
-# means of the entropy model count in integer units of up to hundreds, where steps of 8e-4 would
-# never arrive.
-ADAM_SCALE = {
-    "other": 1.0,
-    "gain": 5.0,
-    "hidden bias": 40.0,
-    "output bias": 300.0,
-}
-
-
-def parameter_kind(name: str, parameter: nn.Parameter, outputs: set[str]) -> str:
-    """A key of ADAM_SCALE, or "muon" for the wide convolutions outside the entropy model.
-
-    `outputs`: names of the entropy model's output layers.
-    """
-    if name.startswith("entropy."):
-        module, leaf = name.rsplit(".", 1)
-        if leaf == "log2_gain":
-            return "gain"
-        if leaf in ("s_mean", "s_scale"):
-            return "output bias"
-        if leaf == "bias":
-            return "output bias" if module in outputs else "hidden bias"
-        return "other"
-    if name.endswith(".zero_point"):  # counts in levels
-        return "hidden bias"
-    wide = parameter.ndim == 4 and parameter.shape[0] >= 48 and parameter.shape[1] >= 45
-    return "muon" if wide else "other"
-
-
-def split_parameters(model: Codec) -> dict[str, list[nn.Parameter]]:
-    """Parameters by `parameter_kind`."""
-    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("muon", *ADAM_SCALE)}
-    outputs = {n for n, m in model.named_modules() if isinstance(m, IntegerConv2d) and m.lo < 0}
-    for name, p in model.named_parameters():
-        groups[parameter_kind(name, p, outputs)].append(p)
-    return groups
-
-
-class Trainer:
+class Trainer(Run[Codec, Settings]):
     def __init__(self, args: argparse.Namespace, settings: Settings) -> None:
-        self.args, self.settings = args, settings
-        self.out = Path(args.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(settings.seed)
-        self.elapsed, self.step, self.images = 0.0, 0, 0
-        self.best = math.inf  # loss on val
-        self.model = Codec()
-        state = self._load()
-        if state:
-            known = {k: v for k, v in state["settings"].items() if k in Settings.__annotations__}
-            self.settings = settings = Settings(**{**known, **args.override})
-            self.model = codec_from_dict(state["config"])
-            self.model.load_state_dict(state["model"])
-            self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
-            self.best = state.get("best", math.inf)
-        self.model.entropy.residual_gains.requires_grad_(
-            False
-        )  # `export/train_residual.py` set them
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.fresh = True  # the optimisers start without a state, and want a warm-up
-        self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
-        groups = split_parameters(self.model)
-        self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
-        self.adam = torch.optim.AdamW(
-            [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
-        )
-        if state:
-            self.ema = {k: state["ema"][k].float() for k in self.ema}  # in the model's order
-            self.fresh = False
-            for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
-                # a checkpoint from before a regrouping, or of weights alone, starts them afresh
-                if len(state.get(key, {}).get("param_groups", [])) == len(optimiser.param_groups):
-                    optimiser.load_state_dict(state[key])
-                else:
-                    self.fresh = True
-        self.rng = np.random.default_rng(settings.seed + self.step)
+        super().__init__(args, settings)
+        settings = self.settings
         faces = read_index(Path(args.data), "train")
         self.sampler = FaceSampler(faces, settings.seed + self.step, self.batch_kinds(0.0))
         self.val = read_index(Path(args.data), "val")
-        self.teacher = load_teacher(args.teacher) if args.teacher else None
+        self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         self.perceptual: PerceptualLoss | None = None
         self.identity: IdentityLoss | None = None
 
-    def _load(self) -> dict[str, Any] | None:
-        for path in (self.out / "checkpoint.pt", self.args.init and Path(self.args.init)):
-            if path and path.exists():
-                return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
-        return None
+    def build(self, state: dict[str, Any] | None) -> Codec:
+        model = Codec()
+        if state:
+            model = codec_from_dict(state["config"])
+            model.load_state_dict(state["model"])
+        model.entropy.residual_gains.requires_grad_(False)  # `export/train_residual.py` set them
+        return model
 
-    def save(self, name: str = "checkpoint.pt") -> None:
-        state = {
-            "config": self.model.config_dict(),
-            "settings": asdict(self.settings),
-            "model": self.model.state_dict(),
-            "ema": self.ema,
-            "muon": self.muon.state_dict(),
-            "adam": self.adam.state_dict(),
-            "elapsed": self.elapsed,
-            "step": self.step,
-            "images": self.images,
-            "best": self.best,
-        }
-        temporary = self.out / f"{name}.tmp"
-        torch.save(state, temporary)
-        os.replace(temporary, self.out / name)
-
-    def ema_model(self) -> Codec:
-        model = codec_from_dict(self.model.config_dict())
-        model.load_state_dict(self.ema)
-        return model.eval()
+    def config(self) -> dict[str, Any]:
+        return self.model.config_dict()
 
     def batch_kinds(self, progress: float) -> list[BatchKind]:
         """Crops at the scale that faces of 256 pixels have, and whole faces at 256."""
@@ -278,74 +177,6 @@ class Trainer:
         logs["z"] = float(parts["z"].detach().mean()) / 8
         return total, logs
 
-    def run(self) -> None:
-        args, s = self.args, self.settings
-        budget = args.minutes * 60
-        last_save = last_log = last_val = time.time()
-        sums: dict[str, float] = {}
-        count = 0
-        typical = 0.0  # running mean of the loss; a batch far above it is not learnt from
-        muon = self.muon.param_groups[0]["params"]
-        adam = [p for group in self.adam.param_groups for p in group["params"]]
-        first_step, last_images = self.step, self.images
-        stop: list[int] = []
-        signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
-        while self.elapsed < budget:
-            if stop:
-                self.save()
-                print("stopped by a signal; the checkpoint is up to date", flush=True)
-                return
-            started = time.time()
-            progress = self.elapsed / budget
-            scale = 1.0
-            if progress > s.decay_from:
-                scale = max(0.01, 1 - 0.99 * (progress - s.decay_from) / (1 - s.decay_from))
-            warm = min(1.0, (self.step - first_step + 1) / 100) if self.fresh else 1.0
-            self.muon.param_groups[0]["lr"] = s.muon_lr * scale * warm
-            self.muon.param_groups[0]["decay"] = s.muon_decay
-            for group, factor in zip(self.adam.param_groups, ADAM_SCALE.values(), strict=True):
-                group["lr"] = s.adam_lr * factor * scale * warm
-            loss, logs = self.loss(progress)
-            self.muon.zero_grad()
-            self.adam.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(muon, 1.0)
-            norm = nn.utils.clip_grad_norm_(adam, 1.0)
-            value = float(loss.detach())
-            typical = typical or value
-            if torch.isfinite(norm) and value < OUTLIER * typical:
-                typical += 0.02 * (value - typical)
-                self.muon.step()
-                self.adam.step()
-                decay = min(s.ema, (1 + self.step) / (10 + self.step))
-                with torch.no_grad():
-                    values = list(self.model.state_dict().values())
-                    torch._foreach_lerp_(list(self.ema.values()), values, 1 - decay)
-            else:
-                logs["skipped"] = 1.0
-            self.step += 1
-            for key, item in {"loss": value, **logs}.items():
-                sums[key] = sums.get(key, 0.0) + item
-            count += 1
-            self.elapsed += time.time() - started
-            now = time.time()
-            if now - last_log > 30:
-                mean = {k: round(v / count, 5) for k, v in sums.items()}
-                print(
-                    f"{self.elapsed / 60:6.1f} min step {self.step} images {self.images} "
-                    f"{(self.images - last_images) / (now - last_log):.1f}/s {mean}",
-                    flush=True,
-                )
-                sums, count, last_log, last_images = {}, 0, now, self.images
-            if now - last_save > 240:
-                self.save()
-                last_save = now
-            if now - last_val > args.validate_every * 60:
-                self.validate()
-                last_val = time.time()
-        self.validate()
-        self.save()
-
     def validate(self) -> None:
         """PSNR, bytes and perceptual distance of the EMA weights on some `val` faces at 256x256."""
         rows = evaluate(self.ema_model(), self.val, self.args.validate_count, VALIDATE_Q)
@@ -359,15 +190,6 @@ class Trainer:
                 f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
                 print("val", *(f"{v:.5g}" for v in row), flush=True)
         print(f"val loss {score:.5f}, best {self.best:.5f}", flush=True)
-
-
-def load_teacher(path: str) -> Codec:
-    """The EMA weights of a checkpoint, frozen."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    codec = codec_from_dict(state["config"])
-    codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
-    codec.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return codec.requires_grad_(False).eval()
 
 
 def rate_distortion(settings: Settings, rows: list[tuple[float, ...]]) -> float:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import KNOTS, NUM_Q, PRICE, IntegerConv2d
 from export.networks import UNIT, Codec, codec_from_dict, split_bands
-from export.train import ADAM_SCALE, parameter_kind
+from export.training import ADAM_SCALE, parameter_kind
 
 GREY = 127.5 / UNIT  # grey levels in a unit of the residual's coefficients
 LEARNING_RATE = 1.2e-3

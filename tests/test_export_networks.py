@@ -56,9 +56,9 @@ SMALL = ModelConfig(
 )
 
 
-def small_codec() -> Codec:
+def small_codec(config: ModelConfig = SMALL) -> Codec:
     torch.manual_seed(0)
-    codec = Codec(SMALL)
+    codec = Codec(config)
     with torch.no_grad():  # leave the zero initialisation, so that every path carries signal
         for p in codec.parameters():
             p.add_(torch.randn_like(p) * 0.02)

@@ -1,0 +1,194 @@
+"""Train the diffusion teacher: a denoiser of bands on what a codec's files say; resumable.
+
+    python -m export.train_teacher --codec RUN/checkpoint.pt --data FACES --out TEACHER --minutes 60
+    python -m export.train_teacher ... --plots FOLDER     (no training: samples, and steps)
+
+The codec stays as it is. `TEACHER/curve.tsv` has, every few minutes and on some `val` faces, for 1,
+2, 4, 8 and 16 steps, PSNR, the perceptual distance of `export/losses.py` and the sharpness of the
+samples over that of the originals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from export.data import BatchKind, Face, FaceSampler, read_index, read_square
+from export.diffusion import (
+    Condition,
+    DiffusionCodec,
+    diffusion_codec_from_dict,
+    flow_loss,
+    sample,
+    sharpness,
+    times,
+)
+from export.losses import PerceptualLoss
+from export.networks import frozen_codec, merge_bands, split_bands
+from export.training import Run, RunSettings
+
+STEPS = (1, 2, 4, 8, 16)
+SIZE = 256  # of validation
+SEEDS = 8
+
+
+@dataclass
+class TeacherSettings(RunSettings):
+    batch_128: int = 32
+    batch_256: int = 8
+    large_share: float = 0.5  # of the batches are whole faces at 256
+    # times are drawn as sigmoid(normal) (Esser et al., ICML 2024), the normal around this
+    time_mean: float = 0.4
+    shift: float = 1.5  # of the sampler's times
+    quality: tuple[int, int] = (10, 131)  # in quarter steps
+    validate_q: int = 85
+
+
+class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
+    def __init__(self, args: argparse.Namespace, settings: TeacherSettings) -> None:
+        super().__init__(args, settings)
+        s = self.settings
+        kinds = [
+            BatchKind(128, s.batch_128, 0.35, 1 - s.large_share),
+            BatchKind(256, s.batch_256, 0.85, s.large_share),
+        ]
+        self.sampler = FaceSampler(read_index(Path(args.data), "train"), s.seed + self.step, kinds)
+        self.val = read_index(Path(args.data), "val")
+
+    def build(self, state: dict[str, Any] | None) -> DiffusionCodec:
+        if state is None:
+            return DiffusionCodec(frozen_codec(Path(self.args.codec)))
+        model = diffusion_codec_from_dict(state["config"])
+        model.load_state_dict(state["model"])
+        return model
+
+    def config(self) -> dict[str, Any]:
+        return self.model.config_dict()
+
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+        s = self.settings
+        image, *_ = self.sampler.next()
+        bands = split_bands(torch.from_numpy(image).float())
+        count = len(bands)
+        self.images += count
+        q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
+        condition = self.model.condition(bands, q)
+        normal = torch.from_numpy(self.rng.normal(s.time_mean, 1.0, count)).float()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = flow_loss(
+                self.model.denoiser,
+                bands / self.model.denoiser.scale,
+                condition,
+                torch.sigmoid(normal),
+                torch.randn_like(bands),
+            ).mean()
+        return loss, {}
+
+    def validate(self) -> None:
+        rows = evaluate(self.ema_model(), self.val, self.args.validate_count, self.settings)
+        with open(self.out / "curve.tsv", "a") as f:
+            for row in rows:
+                values = [self.elapsed / 60, self.step, self.images, *row]
+                f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
+                print("val", *(f"{v:.5g}" for v in row), flush=True)
+        score = rows[-1][2]
+        if score < self.best:
+            self.best = score
+            self.save("best.pt")
+
+
+def coded(model: DiffusionCodec, face: Face, q: int) -> tuple[Tensor, Condition]:
+    """A face, RGB [1, 3, SIZE, SIZE], and what its file says."""
+    image = torch.from_numpy(read_square(face, SIZE))
+    return image, model.condition(split_bands(image), torch.tensor([q]))
+
+
+def decode(
+    model: DiffusionCodec, c: Condition, seeds: int, steps: int, shift: float, first: int = 0
+) -> Tensor:
+    """Samples [seeds, 3, SIZE, SIZE] of one file; steps 0: the posterior mean."""
+    side = SIZE // 4
+    noise = torch.cat(
+        [
+            torch.randn(1, 48, side, side, generator=torch.Generator().manual_seed(first + seed))
+            for seed in range(seeds)
+        ]
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        many = c.repeated(seeds)
+        x = sample(model.denoiser, many, noise, times(max(1, steps), shift))
+    return merge_bands(x * model.denoiser.scale).clamp(0, 255)
+
+
+@torch.no_grad()
+def evaluate(
+    model: DiffusionCodec, faces: list[Face], count: int, settings: TeacherSettings
+) -> list[tuple[float, ...]]:
+    """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness)."""
+    perceptual = PerceptualLoss()
+    faces = faces[:: max(1, len(faces) // count)][:count]
+    rows = []
+    for steps in STEPS:
+        total = np.zeros(3)
+        for index, face in enumerate(faces):
+            image, condition = coded(model, face, settings.validate_q)
+            found = decode(model, condition, 1, steps, settings.shift, first=index)
+            mse = float((found.round() - image).square().mean())
+            total += [
+                10 * np.log10(255**2 / mse),
+                float(perceptual(found, image)),
+                sharpness(found) / sharpness(image),
+            ]
+        rows.append((float(steps), *(total / len(faces))))
+    return rows
+
+
+@torch.no_grad()
+def plots(model: DiffusionCodec, faces: list[Face], count: int, folder: Path, shift: float) -> None:
+    """`seeds.png`: the original, then SEEDS samples of each file; `steps.png`: by steps."""
+    folder.mkdir(parents=True, exist_ok=True)
+    faces = faces[:: max(1, len(faces) // count)][:count]
+    by_seed, by_steps = [], []
+    for face in faces:
+        image, condition = coded(model, face, TeacherSettings.validate_q)
+        samples = decode(model, condition, SEEDS, STEPS[-1], shift)
+        by_seed.append(torch.cat([image, samples]))
+        by_steps.append(torch.cat([image, *(decode(model, condition, 1, n, shift) for n in STEPS)]))
+    for name, rows in (("seeds", by_seed), ("steps", by_steps)):
+        sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
+        picture = sheet.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+        cv2.imwrite(str(folder / f"{name}.png"), np.ascontiguousarray(picture[:, :, ::-1]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--codec", required=True, help="checkpoint of the compressor")
+    parser.add_argument("--data", required=True, help="folder with index.csv")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--init", help="checkpoint of a teacher to start from")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--validate-every", type=float, default=15.0, help="minutes")
+    parser.add_argument("--validate-count", type=int, default=12)
+    parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
+    parser.add_argument("--plots", type=Path, help="write pictures here instead of training")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    trainer = TeacherTrainer(args, TeacherSettings(**args.override))
+    if args.plots:
+        shift = trainer.settings.shift
+        plots(trainer.ema_model(), trainer.val, args.validate_count, args.plots, shift)
+    else:
+        trainer.run()
+
+
+if __name__ == "__main__":
+    main()

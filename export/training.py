@@ -1,0 +1,244 @@
+"""A training run that may be stopped and resumed at any moment: what all runs share.
+
+The schedule follows training time, not steps: a run that is stopped and started again goes on
+where its last checkpoint stood, with its learning rate. `OUT/checkpoint.pt` is the state,
+`OUT/best.pt` the state that did best so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.integer_entropy import IntegerConv2d
+from export.optim import Muon
+
+OUTLIER = 5.0
+
+
+@dataclass
+class RunSettings:
+    """What shapes any run; stored in the checkpoint."""
+
+    seed: int = 1
+    muon_lr: float = 0.002
+    muon_decay: float = 0.1
+    adam_lr: float = 4e-4
+    decay_from: float = 0.35  # share of the time after which the learning rates fall
+    ema: float = 0.998
+
+
+S = TypeVar("S", bound=RunSettings)
+M = TypeVar("M", bound=nn.Module)
+
+
+# Learning rates of AdamW relative to `adam_lr`, by kind of parameter. Biases, table scales and
+# means of the entropy model count in integer units of up to hundreds, where steps of 8e-4 would
+# never arrive.
+ADAM_SCALE = {
+    "other": 1.0,
+    "gain": 5.0,
+    "hidden bias": 40.0,
+    "output bias": 300.0,
+}
+
+
+def parameter_kind(name: str, parameter: nn.Parameter, outputs: set[str]) -> str:
+    """A key of ADAM_SCALE, or "muon" for the wide convolutions outside the entropy model.
+
+    `outputs`: names of the entropy model's output layers.
+    """
+    if name.startswith("entropy."):
+        module, leaf = name.rsplit(".", 1)
+        if leaf == "log2_gain":
+            return "gain"
+        if leaf in ("s_mean", "s_scale"):
+            return "output bias"
+        if leaf == "bias":
+            return "output bias" if module in outputs else "hidden bias"
+        return "other"
+    if name.endswith(".zero_point"):  # counts in levels
+        return "hidden bias"
+    wide = parameter.ndim == 4 and parameter.shape[0] >= 48 and parameter.shape[1] >= 45
+    return "muon" if wide else "other"
+
+
+def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Parameters that are trained, by `parameter_kind`."""
+    groups: dict[str, list[nn.Parameter]] = {kind: [] for kind in ("muon", *ADAM_SCALE)}
+    outputs = {n for n, m in model.named_modules() if isinstance(m, IntegerConv2d) and m.lo < 0}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups[parameter_kind(name, p, outputs)].append(p)
+    return groups
+
+
+class Run(Generic[M, S]):
+    """Model, optimisers, averaged weights, schedule. What is learnt is in the methods to override.
+
+    Args:
+      args: `out`, a folder; `init`, a checkpoint to start from when `out` holds none; `minutes`, of
+        training in all; `validate_every`, minutes; `override`, settings that hold against those of
+        the checkpoint.
+    """
+
+    def __init__(self, args: argparse.Namespace, settings: S) -> None:
+        self.args, self.settings = args, settings
+        self.out = Path(args.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(settings.seed)
+        self.elapsed, self.step, self.images = 0.0, 0, 0
+        self.best = math.inf  # what `validate` gave
+        state = self._load()
+        if state:
+            names = {
+                name
+                for kind in type(settings).__mro__
+                for name in vars(kind).get("__annotations__", {})
+            }
+            known = {k: v for k, v in state["settings"].items() if k in names}
+            self.settings = settings = type(settings)(**{**known, **args.override})
+            self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
+            self.best = state.get("best", math.inf)
+        self.model = self.build(state)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.fresh = True  # the optimisers start without a state, and want a warm-up
+        self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
+        groups = split_parameters(self.model)
+        self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
+        self.adam = torch.optim.AdamW(
+            [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
+        )
+        if state:
+            self.ema = {k: state["ema"][k].float() for k in self.ema}  # in the model's order
+            self.fresh = False
+            for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
+                # a checkpoint from before a regrouping, or of weights alone, starts them afresh
+                if len(state.get(key, {}).get("param_groups", [])) == len(optimiser.param_groups):
+                    optimiser.load_state_dict(state[key])
+                else:
+                    self.fresh = True
+        self.rng = np.random.default_rng(settings.seed + self.step)
+
+    # -- to override -----------------------------------------------------------------------------
+    def build(self, state: dict[str, Any] | None) -> M:
+        """The model, of a checkpoint if there is one; parameters that stay are frozen."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """What `build` needs to know of the model."""
+        raise NotImplementedError
+
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the next batch, and what to log of it; progress in 0..1."""
+        raise NotImplementedError
+
+    def validate(self) -> None:
+        """Measure the averaged weights, log, and keep the best."""
+        raise NotImplementedError
+
+    # --------------------------------------------------------------------------------------------
+    def _load(self) -> dict[str, Any] | None:
+        for path in (self.out / "checkpoint.pt", self.args.init and Path(self.args.init)):
+            if path and path.exists():
+                return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        return None
+
+    def save(self, name: str = "checkpoint.pt") -> None:
+        state = {
+            "config": self.config(),
+            "settings": asdict(self.settings),
+            "model": self.model.state_dict(),
+            "ema": self.ema,
+            "muon": self.muon.state_dict(),
+            "adam": self.adam.state_dict(),
+            "elapsed": self.elapsed,
+            "step": self.step,
+            "images": self.images,
+            "best": self.best,
+        }
+        temporary = self.out / f"{name}.tmp"
+        torch.save(state, temporary)
+        os.replace(temporary, self.out / name)
+
+    def ema_model(self) -> M:
+        model = self.build({"config": self.config(), "model": self.ema})
+        return model.eval()
+
+    def run(self) -> None:
+        args, s = self.args, self.settings
+        budget = args.minutes * 60
+        last_save = last_log = last_val = time.time()
+        sums: dict[str, float] = {}
+        count = 0
+        typical = 0.0  # running mean of the loss; a batch far above it is not learnt from
+        muon = self.muon.param_groups[0]["params"]
+        adam = [p for group in self.adam.param_groups for p in group["params"]]
+        first_step, last_images = self.step, self.images
+        stop: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
+        while self.elapsed < budget:
+            if stop:
+                self.save()
+                print("stopped by a signal; the checkpoint is up to date", flush=True)
+                return
+            started = time.time()
+            progress = self.elapsed / budget
+            scale = 1.0
+            if progress > s.decay_from:
+                scale = max(0.01, 1 - 0.99 * (progress - s.decay_from) / (1 - s.decay_from))
+            warm = min(1.0, (self.step - first_step + 1) / 100) if self.fresh else 1.0
+            self.muon.param_groups[0]["lr"] = s.muon_lr * scale * warm
+            self.muon.param_groups[0]["decay"] = s.muon_decay
+            for group, factor in zip(self.adam.param_groups, ADAM_SCALE.values(), strict=True):
+                group["lr"] = s.adam_lr * factor * scale * warm
+            loss, logs = self.loss(progress)
+            self.muon.zero_grad()
+            self.adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(muon, 1.0)
+            norm = nn.utils.clip_grad_norm_(adam, 1.0)
+            value = float(loss.detach())
+            typical = typical or value
+            if torch.isfinite(norm) and value < OUTLIER * typical:
+                typical += 0.02 * (value - typical)
+                self.muon.step()
+                self.adam.step()
+                decay = min(s.ema, (1 + self.step) / (10 + self.step))
+                with torch.no_grad():
+                    values = list(self.model.state_dict().values())
+                    torch._foreach_lerp_(list(self.ema.values()), values, 1 - decay)
+            else:
+                logs["skipped"] = 1.0
+            self.step += 1
+            for key, item in {"loss": value, **logs}.items():
+                sums[key] = sums.get(key, 0.0) + item
+            count += 1
+            self.elapsed += time.time() - started
+            now = time.time()
+            if now - last_log > 30:
+                mean = {k: round(v / count, 5) for k, v in sums.items()}
+                print(
+                    f"{self.elapsed / 60:6.1f} min step {self.step} images {self.images} "
+                    f"{(self.images - last_images) / (now - last_log):.1f}/s {mean}",
+                    flush=True,
+                )
+                sums, count, last_log, last_images = {}, 0, now, self.images
+            if now - last_save > 240:
+                self.save()
+                last_save = now
+            if now - last_val > args.validate_every * 60:
+                self.validate()
+                last_val = time.time()
+        self.validate()
+        self.save()
