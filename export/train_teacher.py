@@ -147,7 +147,7 @@ def evaluate(
                 float(perceptual(found, image)),
                 sharpness(found) / sharpness(image),
             ]
-        rows.append((float(steps), *(total / len(faces))))
+        rows.append((float(steps), *(float(v) for v in total / len(faces))))
     return rows
 
 
