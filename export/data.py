@@ -16,6 +16,7 @@ from export.losses import sampling_theta
 # How often an image of a source is drawn, relative to FairFace: the portraits teach hair,
 # shoulders, backgrounds and, above 224 pixels, real detail.
 SOURCE_WEIGHT = {"fairface": 1.0, "congress": 3.0, "congress_historic": 1.5, "london": 12.0}
+SHARP = 38.0  # dB, see `Face`: FairFace images below it have detail at their own 224 pixels
 POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]
 
 
@@ -80,12 +81,19 @@ def nearness(points: np.ndarray, size: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BatchKind:
-    """A kind of batch: crops of `size` pixels, `count` of them, drawn with weight `share`."""
+    """A kind of batch: crops of `size` pixels, `count` of them, drawn with weight `share`.
+
+    detailed: of sharp images alone, and none enlarged: every pixel shows what a camera saw.
+    """
 
     size: int
     count: int
     whole_share: float  # of crops that hold the whole face
     share: float
+    detailed: bool = False
+
+
+KindAndBatch = tuple[BatchKind, tuple[np.ndarray, ...]]
 
 
 def read_square(face: Face, size: int) -> np.ndarray:
@@ -108,30 +116,36 @@ class FaceSampler:
         self.cache: dict[int, np.ndarray] = {}
         w = np.array([SOURCE_WEIGHT[f.source] for f in faces])
         self.p = np.cumsum(w / w.sum())
-        self.queue: queue.Queue[tuple[np.ndarray, ...] | Exception] = queue.Queue(4)
+        sharp = np.array([f.source != "fairface" or f.sharpness < SHARP for f in faces])
+        self.p_detailed = np.cumsum(w * sharp / max((w * sharp).sum(), 1e-9))
+        self.queue: queue.Queue[tuple[BatchKind, tuple[np.ndarray, ...]] | Exception] = queue.Queue(
+            4
+        )
         self.kinds = kinds
         threading.Thread(target=self._work, daemon=True).start()
 
     def sample(
-        self, size: int, whole_share: float
+        self, size: int, whole_share: float, *, detailed: bool = False
     ) -> tuple[np.ndarray, np.ndarray, bool, np.ndarray]:
         r = self.rng
-        i = min(int(np.searchsorted(self.p, r.random())), len(self.faces) - 1)
+        drawn_from = self.p_detailed if detailed else self.p
+        i = min(int(np.searchsorted(drawn_from, r.random())), len(self.faces) - 1)
         face = self.faces[i]
         if i not in self.cache:
             self.cache[i] = read_rgb(face.path)
         image = self.cache[i]
         h, w = image.shape[:2]
         pts = face.landmarks
+        least = min(size, h, w) if detailed else 0  # not enlarged
         if r.random() < whole_share:
-            side = min(h, w) * r.uniform(0.82, 1.0)
+            side = max(min(h, w) * r.uniform(0.82, 1.0), least)
             # keep the face inside: centre near the nose, jittered
             centre = pts[2] + r.normal(0, 0.04, 2) * side
         else:
             # a crop at the scale that faces of 256 pixels have (portraits: up to their own size)
             reach = min(h, w) / (224.0 if face.source == "fairface" else 288.0)
             target = 256.0 * max(0.6, reach) * r.uniform(0.7, 1.15)
-            side = min(h, w) * min(1.0, size / target)
+            side = max(min(h, w) * min(1.0, size / target), least)
             centre = np.array(
                 [r.uniform(side / 2, w - side / 2), r.uniform(side / 2, h - side / 2)]
             )
@@ -157,7 +171,10 @@ class FaceSampler:
         return np.ascontiguousarray(out.transpose(2, 0, 1)), theta, whole, nearness(p, size)
 
     def _batch(self, kind: BatchKind) -> tuple[np.ndarray, ...]:
-        items = [self.sample(kind.size, kind.whole_share) for _ in range(kind.count)]
+        items = [
+            self.sample(kind.size, kind.whole_share, detailed=kind.detailed)
+            for _ in range(kind.count)
+        ]
         return tuple(np.stack([item[j] for item in items]) for j in range(4))
 
     def _work(self) -> None:
@@ -166,13 +183,17 @@ class FaceSampler:
             shares = np.array([k.share for k in self.kinds])
             kind = self.kinds[int(self.rng.choice(len(shares), p=shares / shares.sum()))]
             try:
-                self.queue.put(self._batch(kind))
+                self.queue.put((kind, self._batch(kind)))
             except Exception as error:  # an unreadable image must stop the run, not stall it
                 self.queue.put(error)
                 return
 
     def next(self) -> tuple[np.ndarray, ...]:
         """A batch of one of `kinds`; setting `kinds` takes effect within a few batches."""
+        return self.next_of_kind()[1]
+
+    def next_of_kind(self) -> KindAndBatch:
+        """The same with its kind."""
         item = self.queue.get()
         if isinstance(item, Exception):
             raise item

@@ -52,20 +52,32 @@ class Condition:
     residual: Tensor | None = None
     residual_bands: Tensor | None = None
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """Every tensor changed."""
+        return Condition(
+            change(self.prompt),
+            change(self.s_hat),
+            change(self.quality),
+            None if self.residual is None else change(self.residual),
+            None if self.residual_bands is None else change(self.residual_bands),
+        )
+
     def repeated(self, count: int) -> Condition:
         """The same for `count` samples of each image."""
-        return Condition(
-            *(
-                None if v is None else v.repeat_interleave(count, 0)
-                for v in (
-                    self.prompt,
-                    self.s_hat,
-                    self.quality,
-                    self.residual,
-                    self.residual_bands,
-                )
-            )  # type: ignore[arg-type]
-        )
+        return self.map(lambda v: v.repeat_interleave(count, 0))
+
+    def of(self, images: Tensor) -> Condition:
+        """Of some of the images, by index."""
+        return self.map(lambda v: v[images])
+
+
+@torch.no_grad()
+def condition_of(codec: Codec, bands: Tensor, q: Tensor) -> Condition:
+    """What files of these images say, at qualities below `residual_from`."""
+    coded = codec.entropy.code(*codec.latents(bands, bf16=True), q)
+    prompt, s_hat = codec.decoded(coded, q)
+    prompt = prompt.contiguous(memory_format=torch.channels_last)
+    return Condition(prompt, s_hat, quality_dial(q))
 
 
 class Denoiser(Student):
@@ -80,10 +92,16 @@ class Denoiser(Student):
 
     def forward(self, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:  # type: ignore[override]
         """Clean bands [B, 48, h, w], in units of their typical deviations, like x_t; t [B]."""
+        return self.clean(x_t, self.known(t, c), c)
+
+    def known(self, t: Tensor, c: Condition) -> Tensor:
+        """What the layers are told before the first ReLU, [B, conditions]."""
         dials = torch.stack([torch.zeros_like(c.quality), c.quality], 1)
-        first, *rest = self.condition
-        known = first(torch.cat([c.s_hat / 4, dials], 1)) + self.time(time_features(t))
-        for layer in rest:
+        first: Tensor = self.condition[0](torch.cat([c.s_hat / 4, dials], 1))
+        return first + self.time(time_features(t))
+
+    def clean(self, x_t: Tensor, known: Tensor, c: Condition) -> Tensor:
+        for layer in self.condition[1:]:  # type: ignore[attr-defined]
             known = layer(known)
         h = self.prompt(c.prompt) + self.noise16(x_t)
         bands = self.denoise(h, known, x_t, c.residual, c.residual_bands)
@@ -124,14 +142,6 @@ class DiffusionCodec(nn.Module):
         super().train(mode)
         self.codec.eval()
         return self
-
-    @torch.no_grad()
-    def condition(self, bands: Tensor, q: Tensor) -> Condition:
-        """What files of these images say at qualities below `residual_from`."""
-        coded = self.codec.entropy.code(*self.codec.latents(bands, bf16=True), q)
-        prompt, s_hat = self.codec.decoded(coded, q)
-        prompt = prompt.contiguous(memory_format=torch.channels_last)
-        return Condition(prompt, s_hat, quality_dial(q))
 
     def config_dict(self) -> dict[str, Any]:
         return self.codec.config_dict()

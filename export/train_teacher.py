@@ -25,6 +25,7 @@ from export.data import BatchKind, Face, FaceSampler, read_index, read_square
 from export.diffusion import (
     Condition,
     DiffusionCodec,
+    condition_of,
     diffusion_codec_from_dict,
     flow_loss,
     sample,
@@ -32,7 +33,7 @@ from export.diffusion import (
     times,
 )
 from export.losses import PerceptualLoss
-from export.networks import frozen_codec, merge_bands, split_bands
+from export.networks import Codec, frozen_codec, merge_bands, split_bands
 from export.training import Run, RunSettings
 
 STEPS = (1, 2, 4, 8, 16)
@@ -80,7 +81,7 @@ class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
         count = len(bands)
         self.images += count
         q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
-        condition = self.model.condition(bands, q)
+        condition = condition_of(self.model.codec, bands, q)
         normal = torch.from_numpy(self.rng.normal(s.time_mean, 1.0, count)).float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = flow_loss(
@@ -105,10 +106,10 @@ class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
             self.save("best.pt")
 
 
-def coded(model: DiffusionCodec, face: Face, q: int) -> tuple[Tensor, Condition]:
+def coded(codec: Codec, face: Face, q: int) -> tuple[Tensor, Condition]:
     """A face, RGB [1, 3, SIZE, SIZE], and what its file says."""
     image = torch.from_numpy(read_square(face, SIZE))
-    return image, model.condition(split_bands(image), torch.tensor([q]))
+    return image, condition_of(codec, split_bands(image), torch.tensor([q]))
 
 
 def decode(
@@ -139,7 +140,7 @@ def evaluate(
     for steps in STEPS:
         total = np.zeros(3)
         for index, face in enumerate(faces):
-            image, condition = coded(model, face, settings.validate_q)
+            image, condition = coded(model.codec, face, settings.validate_q)
             found = decode(model, condition, 1, steps, settings.shift, first=index)
             mse = float((found.round() - image).square().mean())
             total += [
@@ -158,7 +159,7 @@ def plots(model: DiffusionCodec, faces: list[Face], count: int, folder: Path, sh
     faces = faces[:: max(1, len(faces) // count)][:count]
     by_seed, by_steps = [], []
     for face in faces:
-        image, condition = coded(model, face, TeacherSettings.validate_q)
+        image, condition = coded(model.codec, face, TeacherSettings.validate_q)
         samples = decode(model, condition, SEEDS, STEPS[-1], shift)
         by_seed.append(torch.cat([image, samples]))
         by_steps.append(torch.cat([image, *(decode(model, condition, 1, n, shift) for n in STEPS)]))

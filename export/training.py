@@ -100,6 +100,7 @@ class Run(Generic[M, S]):
         self.elapsed, self.step, self.images = 0.0, 0, 0
         self.best = math.inf  # what `validate` gave
         state = self._load()
+        self.extra: dict[str, Any] = (state or {}).get("extra", {})  # what `extra_state` gave
         if state:
             names = {
                 name
@@ -147,6 +148,13 @@ class Run(Generic[M, S]):
         """Measure the averaged weights, log, and keep the best."""
         raise NotImplementedError
 
+    def after_backward(self) -> None:
+        """What else learns from a batch."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """What else a checkpoint holds, under "extra"."""
+        return {}
+
     # --------------------------------------------------------------------------------------------
     def _load(self) -> dict[str, Any] | None:
         for path in (self.out / "checkpoint.pt", self.args.init and Path(self.args.init)):
@@ -166,6 +174,7 @@ class Run(Generic[M, S]):
             "step": self.step,
             "images": self.images,
             "best": self.best,
+            "extra": self.extra_state(),
         }
         temporary = self.out / f"{name}.tmp"
         torch.save(state, temporary)
@@ -206,6 +215,7 @@ class Run(Generic[M, S]):
             self.muon.zero_grad()
             self.adam.zero_grad()
             loss.backward()
+            self.after_backward()
             nn.utils.clip_grad_norm_(muon, 1.0)
             norm = nn.utils.clip_grad_norm_(adam, 1.0)
             value = float(loss.detach())

@@ -10,7 +10,15 @@ import pytest
 import torch
 from test_export_networks import SMALL, small_codec
 
-from export.diffusion import Condition, Denoiser, DiffusionCodec, flow_loss, sample, times
+from export.diffusion import (
+    Condition,
+    Denoiser,
+    DiffusionCodec,
+    condition_of,
+    flow_loss,
+    sample,
+    times,
+)
 from export.networks import split_bands
 from export.train_teacher import STEPS, TeacherSettings, TeacherTrainer, decode, plots
 from export.verify import synthetic_image
@@ -144,7 +152,7 @@ def test_training_resumes_and_draws(
         assert torch.equal(again.model.codec.state_dict()[name], value), "it stays as it was"
     model = again.ema_model()
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
-    told = model.condition(split_bands(image), torch.tensor([60]))
+    told = condition_of(model.codec, split_bands(image), torch.tensor([60]))
     a, b = decode(model, told, 2, 4, 1.5)
     assert a.shape == (3, 64, 64) and not torch.equal(a, b)
     assert torch.equal(decode(model, told, 2, 4, 1.5)[1], b), "a seed is a face"
