@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-RANGES = ("log2_step", "zero_point")  # of an ActivationQuantiser
+RANGES = "log2_step"  # of an ActivationQuantiser
 
 
 def pack(state: dict[str, Any]) -> dict[str, Any]:

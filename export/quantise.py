@@ -84,7 +84,7 @@ class _Surgeon:
         self.initialisers = {i.name: i for i in self.graph.initializer}
         self.before: dict[int, list[onnx.NodeProto]] = {}  # by the node they come before
         self.after: dict[int, list[onnx.NodeProto]] = {}
-        self.known: dict[tuple[str, float, int], str] = {}  # quantised once
+        self.known: dict[tuple[str, float], str] = {}  # quantised once
 
     def constant(self, name: str, value: np.ndarray) -> str:
         self.graph.initializer.append(numpy_helper.from_array(value, name))
@@ -94,9 +94,8 @@ class _Surgeon:
         self, source: str, name: str, quantiser: ActivationQuantiser
     ) -> list[onnx.NodeProto]:
         """Nodes that make `name` of `source` by rounding it."""
-        step, point = quantiser.integers()
-        scale = self.constant(f"{name}_scale", np.array(step, np.float32))
-        zero = self.constant(f"{name}_zero", np.array(point, np.uint8))
+        scale = self.constant(f"{name}_scale", quantiser.step().detach().numpy())
+        zero = self.constant(f"{name}_zero", np.array(0, np.int8))
         return [
             helper.make_node("QuantizeLinear", [source, scale, zero], [f"{name}_q"]),
             helper.make_node("DequantizeLinear", [f"{name}_q", scale, zero], [name]),
@@ -112,7 +111,8 @@ class _Surgeon:
     def convolution(self, index: int, node: onnx.NodeProto, layer: QuantisedConv2d) -> None:
         source, weight, bias = node.input
         before = self.before.setdefault(index, [])
-        key = (source, *layer.input.integers())
+        step = float(layer.input.step().detach())
+        key = (source, step)
         if key not in self.known:
             self.known[key] = f"{node.output[0]}_in"
             before += self.around(source, self.known[key], layer.input)
@@ -120,7 +120,7 @@ class _Surgeon:
         values = numpy_helper.to_array(self.initialisers[weight])
         rounded = np.rint(values / steps[:, None, None, None]).astype(np.int8)
         before.append(self.dequantised(f"{weight}_int8", rounded, steps))
-        of_bias = steps.astype(np.float64) * layer.input.integers()[0]
+        of_bias = steps.astype(np.float64) * step
         values = numpy_helper.to_array(self.initialisers[bias])
         whole = np.rint(values / of_bias).clip(-(2**31), 2**31 - 1).astype(np.int32)
         before.append(self.dequantised(f"{bias}_int32", whole, of_bias))

@@ -1,11 +1,11 @@
 """Convolutions that compute as their INT8 versions will: for quantisation-aware training.
 
-Symmetric weights per output channel, activations of 8 bits per tensor with a zero point. Inside
+Symmetric weights per output channel, symmetric activations of 8 bits per tensor: TensorRT, which
+Jetson devices run, takes nothing else. Inside
 residual blocks both ends of a convolution are quantised, so that every engine can run it in
-integers; what feeds the sum that the blocks add to stays float at its output. Steps and zero points
-of activations are learnt (LSQ+, Bhalgat et al., 2020). Weights span -63..63: the sum of two
-products of an unsigned with a signed byte stays below 2^15, so that CPUs without VNNI do not
-saturate.
+integers; what feeds the sum that the blocks add to stays float at its output. The steps of
+activations are learnt (LSQ, Esser et al., ICLR 2020). Weights span -63..63: the sum of two products
+of an unsigned with a signed byte, which is how CPUs without VNNI multiply, stays below 2^15.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATION_LEVELS = 255
+ACTIVATION_MAX = 127
 WEIGHT_MAX = 63
 _TAIL = 1e-4  # share of the activations at either end that a range starts without
 _SAMPLES = 1 << 16  # values of an activation that its range starts from
 
 
 class ActivationQuantiser(nn.Module):
-    """Rounds to one of 256 levels; the range is found by `calibrate` and then learnt."""
+    """Rounds to one of 256 levels around 0; the step is found by `calibrate` and then learnt."""
 
     def __init__(self) -> None:
         super().__init__()
         self.log2_step = nn.Parameter(torch.zeros(()))
-        self.zero_point = nn.Parameter(torch.zeros(()))
         self.seen: list[Tensor] | None = None  # while calibrating
 
     def step(self) -> Tensor:
@@ -40,31 +39,21 @@ class ActivationQuantiser(nn.Module):
             values = x.detach().flatten()
             self.seen.append(values[:: max(1, values.numel() // _SAMPLES)].clone())
             return x
-        # gradients of the step and the zero point scaled as in LSQ (Esser et al., ICLR 2020)
-        factor = 1.0 / math.sqrt(x[0].numel() * ACTIVATION_LEVELS)
+        factor = 1.0 / math.sqrt(x[0].numel() * ACTIVATION_MAX)  # of the gradient; LSQ
         found: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
-            x, self.step()[None], self.zero_point[None], 0, ACTIVATION_LEVELS, factor
+            x, self.step()[None], x.new_zeros(1), -ACTIVATION_MAX - 1, ACTIVATION_MAX, factor
         )
         return found
 
     def settle(self) -> None:
-        """End the calibration: take the range of nearly all that was seen, zero included."""
+        """End the calibration: take the range of nearly all that was seen."""
         if not self.seen:
             raise ValueError("nothing was seen to calibrate with")
-        values, _ = torch.cat(self.seen).sort()
-        cut = int(_TAIL * len(values))
-        low = min(0.0, float(values[cut]))
-        high = max(0.0, float(values[len(values) - 1 - cut]))
-        step = max(high - low, 1e-6) / ACTIVATION_LEVELS
+        sizes, _ = torch.cat(self.seen).abs().sort()
+        high = float(sizes[len(sizes) - 1 - int(_TAIL * len(sizes))])
         with torch.no_grad():
-            self.log2_step.fill_(math.log2(step))
-            self.zero_point.fill_(-low / step)
+            self.log2_step.fill_(math.log2(max(high, 1e-6) / ACTIVATION_MAX))
         self.seen = None
-
-    def integers(self) -> tuple[float, int]:
-        """(step, zero point) of the file."""
-        point = round(float(self.zero_point.detach()))
-        return float(self.step().detach()), min(max(point, 0), ACTIVATION_LEVELS)
 
 
 class QuantisedConv2d(nn.Module):

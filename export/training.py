@@ -67,8 +67,6 @@ def parameter_kind(name: str, parameter: nn.Parameter, outputs: set[str]) -> str
         if leaf == "bias":
             return "output bias" if module in outputs else "hidden bias"
         return "other"
-    if name.endswith(".zero_point"):  # counts in levels
-        return "hidden bias"
     wide = parameter.ndim == 4 and parameter.shape[0] >= 48 and parameter.shape[1] >= 45
     return "muon" if wide else "other"
 
