@@ -1,4 +1,6 @@
-"""The inference engines: one small class each, float32 pinned, CPU, imported when first used.
+"""The inference engines: one small class each, imported when first used.
+
+Precision is the graph's: what it does not quantise is computed in float32, which is pinned.
 
 A graph is read from the bytes of an ONNX file with dynamic sizes. `run` may be called from any
 number of threads at once.
@@ -112,7 +114,7 @@ class OnnxRuntimeGraph:
             )
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                model, options, providers=self._providers()
+                model, options, providers=self._providers(model)
             )
         except Exception as error:
             raise EngineError(f"ONNX Runtime cannot load the graph: {_line(error)}") from error
@@ -122,8 +124,8 @@ class OnnxRuntimeGraph:
         self.inputs: Sequence[str] = [port.name for port in self._session.get_inputs()]
         self.outputs: Sequence[str] = [port.name for port in self._session.get_outputs()]
 
-    def _providers(self) -> list[Any]:
-        """In the order in which they are asked."""
+    def _providers(self, model: bytes) -> list[Any]:
+        """For a graph, in the order in which they are asked."""
         return [self.provider]
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
@@ -139,7 +141,7 @@ class CudaGraph(OnnxRuntimeGraph):
 
     provider = "CUDAExecutionProvider"
 
-    def _providers(self) -> list[Any]:
+    def _providers(self, model: bytes) -> list[Any]:
         return [(self.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]
 
 
@@ -151,7 +153,7 @@ class TensorRtGraph(CudaGraph):
 
     provider = "TensorrtExecutionProvider"
 
-    def _providers(self) -> list[Any]:
+    def _providers(self, model: bytes) -> list[Any]:
         folder = tensorrt_cache()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -162,6 +164,8 @@ class TensorRtGraph(CudaGraph):
             "trt_engine_cache_path": str(folder),
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(folder),
+            # without quantised nodes TensorRT would ask for a calibration
+            "trt_int8_enable": "1" if b"QuantizeLinear" in model else "0",
         }
         cuda = (CudaGraph.provider, {"use_tf32": "0"})
         return [(self.provider, options), cuda, "CPUExecutionProvider"]
