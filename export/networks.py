@@ -115,6 +115,8 @@ QUANTISED = {
     "g_a.down16": False,
     "g_a.b16": True,
     "g_s.b16": True,
+    "g_s.noise8": False,
+    "g_s.noise4": False,
     "g_s.up8": False,
     "g_s.b8": True,
     "g_s.up4": False,

@@ -39,7 +39,8 @@ class Settings(RunSettings):
     large_share: tuple[float, float] = (0.3, 0.75)
     perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
-    residual_share: float = 0.25  # of the batch that is coded with a residual
+    # of the batch that is coded with a residual; `export/train_residual.py` finds its basis first
+    residual_share: float = 0.0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
     lambda_min: float = 1e-5
     lambda_max: float = 0.08

@@ -345,8 +345,9 @@ def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     """A few steps lower the loss; a stopped run goes on from its checkpoint and exports."""
     out = tmp_path / "run"
     settings = Settings(
-        perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4, muon_lr=0.01, adam_lr=2e-3
-    )
+        perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4, muon_lr=0.01, adam_lr=2e-3,
+        residual_share=0.25,
+    )  # fmt: skip
     fresh = small_codec()
     weights = {"model": fresh.state_dict(), "ema": fresh.state_dict()}
     start = {"config": fresh.config_dict(), "settings": asdict(settings), **weights}
