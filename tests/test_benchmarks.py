@@ -27,6 +27,7 @@ import metrics
 import peers
 import plots
 import rate_distortion
+import realism
 import tables
 import targets
 
@@ -692,3 +693,80 @@ def test_tables(tmp_path: Path) -> None:
         "| a | 0.33333 |",
         "| b | 2 |",
     ]
+
+
+# --- realism ---
+
+
+class FewFeatures:
+    """Stands in for EfficientNet-Lite2, which is not installed everywhere."""
+
+    def __call__(self, image: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        small = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) / 255.0
+        edges = np.abs(np.diff(image.astype(float), axis=1)).mean((0, 1))
+        return [small, small[:, ::2, ::2]], np.concatenate([small.mean((1, 2)), edges])
+
+
+def test_perceptual_distance_is_summed_over_channels_and_averaged_over_space() -> None:
+    a, b = np.zeros((2, 3, 3)), np.zeros((5, 2, 2))
+    assert realism.perceptual_distance([a, b], [a, b]) == 0
+    assert realism.perceptual_distance([a + 1, b], [a, b + 2]) == pytest.approx(2 + 5 * 4)
+
+
+def test_the_kernel_distance_is_unbiased() -> None:
+    rng = np.random.default_rng(0)
+    same = [realism.kernel_distance(*rng.normal(0, 1, (2, 12, 3))) for _ in range(400)]
+    error = np.std(same) / math.sqrt(len(same))
+    assert abs(np.mean(same)) < 3 * error
+    x, y = rng.normal(0, 1, (200, 3)), rng.normal(0.8, 1, (200, 3))
+    assert realism.kernel_distance(x, y) > 20 * error
+    once = np.ones(200, np.int64)
+    assert realism.kernel_distance(x, y, once) == pytest.approx(realism.kernel_distance(x, y))
+    assert realism.kernel_distance(x, y, 3 * once) == pytest.approx(realism.kernel_distance(x, y))
+
+
+def test_the_frechet_distance_of_normal_distributions() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (4000, 3))
+    assert realism.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert realism.frechet_distance(x, x + [1, 0, 2]) == pytest.approx(5)
+    # standard deviations of 1 and 3: (3 - 1)^2 for each axis
+    assert realism.frechet_distance(x, 3 * x) == pytest.approx(12, rel=0.1)
+    counts = np.zeros(4000, np.int64)
+    counts[:100] = 2
+    expected = realism.frechet_distance(np.repeat(x[:100], 2, 0), np.repeat(2 * x[:100], 2, 0))
+    assert realism.frechet_distance(x, 2 * x, counts) == pytest.approx(expected)
+
+
+def test_an_interval_covers_the_mean() -> None:
+    values = np.random.default_rng(1).normal(5, 2, 100)
+    low, high = realism.interval(lambda n: float((n * values).sum() / n.sum()), 100)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(4 * 2 / math.sqrt(100), rel=0.25)
+
+
+def test_realism_of_every_codec(
+    face: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(realism, "Features", FewFeatures)
+    (tmp_path / "faces").mkdir()
+    for index, image in enumerate((face, blurred(face, 1.0), face[:, ::-1])):
+        picture = write_picture(np.ascontiguousarray(image), ".png")
+        (tmp_path / "faces" / f"{index}.png").write_bytes(picture)
+    arguments = ["--data", str(tmp_path / "faces"), "--results", str(tmp_path), "--peers", "JPEG"]
+    assert realism.main([*arguments, "--bytes", "600", "--realism", "0,1"]) == 0
+    rows = read_tsv(tmp_path / "faces-native-realism.tsv")
+    assert [row["codec"] for row in rows] == [
+        "FaSDiff-Edge, realism 0", "FaSDiff-Edge, realism 1", "JPEG"
+    ]  # fmt: skip
+    for row in rows:
+        assert row["images"] == "3" and 300 < float(row["mean_bytes"]) <= 600
+        for name in ("perceptual", "kernel", "frechet"):
+            low, high = float(row[f"{name}_low"]), float(row[f"{name}_high"])
+            assert low <= high
+    assert float(rows[2]["perceptual"]) > float(rows[0]["perceptual"]) > 0
+    assert "1.00x" in capsys.readouterr().out
+    assert realism.main([*arguments, "--limit", "1"]) == 1
