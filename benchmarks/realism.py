@@ -188,7 +188,10 @@ class Coders:
 def measure(
     pictures: Sequence[Picture], args: argparse.Namespace, realisms: Sequence[float]
 ) -> list[Row]:
-    """A row for each codec; faces that neither the detector nor an index places are left out."""
+    """A row for each codec; faces that neither the detector nor an index places are left out.
+
+    None with fewer than two.
+    """
     coders, features, identity = Coders(args, realisms), Features(), Identity()
     originals = Found([], [], [], [], [])
     codecs: dict[str, Found] = {}
@@ -208,6 +211,8 @@ def measure(
             found.distance.append(perceptual_distance(maps, reference))
             found.pooled.append(pooled)
             found.embedding.append(identity.embedding(decoded, face))
+    if len(originals.pooled) < 2:
+        return []
     return [summarise(codec, found, originals) for codec, found in codecs.items()]
 
 
@@ -283,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     rows = measure(pictures, args, realisms)
-    if not rows or rows[0].images < 2:
+    if not rows:
         print("fewer than two faces: there is nothing to compare as sets", file=sys.stderr)
         return 1
     dataset = (args.split or args.data.resolve().name).replace("/", "-")
