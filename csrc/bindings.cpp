@@ -399,7 +399,8 @@ PYBIND11_MODULE(_core, m) {
                              [](const EntropyModel& e) { return StepTable(e, e.z, e.num_z); })
       .def_property_readonly("y_step",
                              [](const EntropyModel& e) { return StepTable(e, e.y, e.num_y); })
-      .def("code_base", &CodeBasePy, py::arg("s"), py::arg("z"), py::arg("y"), py::keep_alive<0, 1>())
+      .def("code_base", &CodeBasePy, py::arg("s"), py::arg("z"), py::arg("y"),
+           py::keep_alive<0, 1>())
       .def("encode", &EncodePy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
       .def("decode", &DecodePy, py::arg("payload"), py::arg("q"), py::arg("hy"), py::arg("wy"),
            py::arg("truncated_ok") = false)

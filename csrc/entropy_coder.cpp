@@ -297,7 +297,8 @@ Status ForEachBaseLevel(const EntropyModel& model, LatentSize size, Predictor* p
   for (int g = 0; first < model.num_base(); ++g) {
     for (int step = 0; step < model.group_scan[g]; ++step, ++pass) {
       const Lattice lattice = LatticeOf(model.group_scan[g], step);
-      status = ForEachLevelOfPass(size, pass, lattice, first, model.group_size[g], predictor, visit);
+      status =
+          ForEachLevelOfPass(size, pass, lattice, first, model.group_size[g], predictor, visit);
       if (status != Status::kOk) return status;
     }
     first += model.group_size[g];
@@ -521,9 +522,7 @@ const std::vector<int32_t>& CodedBase::s() const { return state_->s; }
 const std::vector<int32_t>& CodedBase::z() const { return state_->z; }
 const std::vector<int32_t>& CodedBase::y() const { return state_->y; }
 LatentSize CodedBase::size() const { return state_->size; }
-int CodedBase::num_residual() const {
-  return state_->model.num_y - state_->model.num_base();
-}
+int CodedBase::num_residual() const { return state_->model.num_y - state_->model.num_base(); }
 
 Status CodedBase::Encode(const int32_t* residual, int q, std::vector<uint8_t>* payload) const {
   const EntropyModel& model = state_->model;

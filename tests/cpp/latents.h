@@ -31,6 +31,16 @@ inline Status Decode(const EntropyModel& model, const uint8_t* payload, size_t p
                        out->z.data(), out->y.data());
 }
 
+// What a base that is coded once gives with these latents' residual; q is one that codes it.
+inline Status EncodeFromBase(const EntropyModel& model, const Latents& latents, LatentSize size,
+                             int q, std::vector<uint8_t>* payload) {
+  CodedBase base;
+  const Status status = base.Code(model, latents.view(), size);
+  if (status != Status::kOk) return status;
+  const size_t first = static_cast<size_t>(model.num_base()) * size.y_plane();
+  return base.Encode(latents.y.data() + first, q, payload);
+}
+
 inline bool InRange(const EntropyModel& model, const Latents& latents) {
   const int32_t unit = 1 << model.unit_bits();
   for (const std::vector<int32_t>* part : {&latents.s, &latents.z, &latents.y}) {
