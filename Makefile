@@ -21,10 +21,13 @@ PACKAGE := pyproject.toml CMakeLists.txt constraints.txt README.md LICENSE \
 CPP := $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
 PYTHON_DIRS := fasdiff_edge export benchmarks scripts examples tests
 
-.PHONY: demo test test-cpp test-conformance test-python lint mypy format wheel clean
+.PHONY: demo gallery test test-cpp test-conformance test-python lint mypy format wheel clean
 
 demo: $(STAMPS)/demo
 	$(BIN)/python scripts/demo.py --output build/demo $(if $(IMAGE),--image '$(IMAGE)')
+
+gallery: $(STAMPS)/demo
+	$(BIN)/python scripts/gallery.py --output docs/gallery
 
 test: test-cpp test-python
 

@@ -8,9 +8,11 @@
   those of the originals: that of two normal distributions. With few images it is too large, for
   all codecs alike.
 
-Each with a 95 % interval by bootstrap over the images. Ours is decoded at several realisms; peers
-get their best file within the budget. Prints a Markdown table and writes
-`<dataset>-<size>-realism.tsv` under the results folder.
+Each with a 95 % interval by bootstrap over the images; beside them PSNR, SSIMULACRA2 and the mean
+of dlib's distance of each face to its original. Ours is decoded at several realisms, and at the
+last of them in several numbers of steps; peers get their best file within the budget. Prints a
+Markdown table, writes `<dataset>-<size>-realism.tsv` under the results folder, and a plot beside it
+where there are several realisms.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from typing import Any
 import numpy as np
 from dataset import Picture, load_pictures
 from identity import Identity
-from metrics import psnr
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from metrics import psnr, ssimulacra2
 from numpy.typing import NDArray
 from peers import PeerCache, available_peers
 from tables import RESULTS, markdown, write_tsv
@@ -132,8 +136,10 @@ class Found:
     """Figures of one codec, image by image."""
 
     psnr: list[float]
+    ssimulacra2: list[float]
     bytes: list[int]
     distance: list[float]
+    identity: list[float]
     pooled: list[Array]
     embedding: list[Array]
 
@@ -146,6 +152,8 @@ class Row:
     images: int
     mean_bytes: float
     psnr: float
+    ssimulacra2: float
+    dlib: float
     perceptual: float
     perceptual_low: float
     perceptual_high: float
@@ -157,43 +165,56 @@ class Row:
     frechet_high: float
 
 
-def decoded_by_all(
-    image: Image, budget: int, realisms: Sequence[float], coders: Coders
-) -> dict[str, tuple[int, Image]]:
-    """Bytes and decoded image of every codec."""
-    data = coders.encoder.encode(image, max_bytes=budget)
-    found = {
-        f"{OURS} {realism:g}": (len(data), decoder.decode(data))
-        for realism, decoder in zip(realisms, coders.decoders, strict=True)
-    }
-    for peer in coders.peers:
-        (result,) = coders.cache.fit(peer, image, [budget])
-        found[peer.name] = len(result.data), result.image
-    return found
+@dataclass(frozen=True)
+class Dial:
+    """How a file of ours is decoded."""
+
+    realism: float
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{OURS} {self.realism:g}" + (f", {self.steps} steps" if self.steps > 1 else "")
+
+
+def dials(realisms: Sequence[float], steps: Sequence[int]) -> list[Dial]:
+    """Every realism at the first number of steps, then the last one at the others."""
+    return [
+        *(Dial(realism, steps[0]) for realism in realisms),
+        *(Dial(realisms[-1], count) for count in steps[1:]),
+    ]
 
 
 class Coders:
     """Everything that codes."""
 
-    def __init__(self, args: argparse.Namespace, realisms: Sequence[float]) -> None:
+    def __init__(self, args: argparse.Namespace, chosen: Sequence[Dial]) -> None:
         self.encoder = Encoder(args.model, args.engine)
-        self.decoders = [
-            Decoder(args.model, args.engine, args.steps, realism) for realism in realisms
-        ]
+        self.decoders = {
+            str(dial): Decoder(args.model, args.engine, dial.steps, dial.realism) for dial in chosen
+        }
         wanted = None if args.peers is None else args.peers.split(",")
         self.peers = [p for p in available_peers() if wanted is None or p.name in wanted]
         self.cache = PeerCache(args.cache)
 
+    def decoded(self, image: Image, budget: int) -> dict[str, tuple[int, Image]]:
+        """Bytes and decoded image of every codec."""
+        data = self.encoder.encode(image, max_bytes=budget)
+        found = {name: (len(data), d.decode(data)) for name, d in self.decoders.items()}
+        for peer in self.peers:
+            (result,) = self.cache.fit(peer, image, [budget])
+            found[peer.name] = len(result.data), result.image
+        return found
+
 
 def measure(
-    pictures: Sequence[Picture], args: argparse.Namespace, realisms: Sequence[float]
+    pictures: Sequence[Picture], args: argparse.Namespace, chosen: Sequence[Dial]
 ) -> list[Row]:
     """A row for each codec; faces that neither the detector nor an index places are left out.
 
     None with fewer than two.
     """
-    coders, features, identity = Coders(args, realisms), Features(), Identity()
-    originals = Found([], [], [], [], [])
+    coders, features, identity = Coders(args, chosen), Features(), Identity()
+    originals = Found([], [], [], [], [], [], [])
     codecs: dict[str, Found] = {}
     for picture in tqdm(pictures, unit="image"):
         image, known = picture.load(args.size)
@@ -202,15 +223,19 @@ def measure(
             continue
         reference, pooled = features(image)
         originals.pooled.append(pooled)
-        originals.embedding.append(identity.embedding(image, face))
-        for codec, (size, decoded) in decoded_by_all(image, args.bytes, realisms, coders).items():
-            found = codecs.setdefault(codec, Found([], [], [], [], []))
+        own = identity.embedding(image, face)
+        originals.embedding.append(own)
+        for codec, (size, decoded) in coders.decoded(image, args.bytes).items():
+            found = codecs.setdefault(codec, Found([], [], [], [], [], [], []))
             maps, pooled = features(decoded)
+            embedding = identity.embedding(decoded, face)
             found.psnr.append(psnr(image, decoded))
+            found.ssimulacra2.append(ssimulacra2(image, decoded))
+            found.identity.append(float(np.linalg.norm(embedding - own)))
             found.bytes.append(size)
             found.distance.append(perceptual_distance(maps, reference))
             found.pooled.append(pooled)
-            found.embedding.append(identity.embedding(decoded, face))
+            found.embedding.append(embedding)
     if len(originals.pooled) < 2:
         return []
     return [summarise(codec, found, originals) for codec, found in codecs.items()]
@@ -230,6 +255,8 @@ def summarise(codec: str, found: Found, originals: Found) -> Row:
         images=images,
         mean_bytes=float(np.mean(found.bytes)),
         psnr=float(np.mean(found.psnr)),
+        ssimulacra2=float(np.mean(found.ssimulacra2)),
+        dlib=float(np.mean(found.identity)),
         perceptual=float(distance.mean()),
         perceptual_low=distances[0],
         perceptual_high=distances[1],
@@ -254,6 +281,8 @@ def table(rows: Sequence[Row]) -> str:
             "codec": row.codec,
             "mean bytes": row.mean_bytes,
             "PSNR": row.psnr,
+            "SSIMULACRA2": row.ssimulacra2,
+            "dlib distance": row.dlib,
         }
         for name in names:
             low, high = values[f"{name}_low"], values[f"{name}_high"]
@@ -261,6 +290,30 @@ def table(rows: Sequence[Row]) -> str:
             cell[name] = f"{values[name]:.4g} ({low:.4g} to {high:.4g}), {ratio:.2f}x"
         cells.append(cell)
     return markdown(cells)
+
+
+def draw_realism(path: Path, rows: dict[float, Row], title: str) -> None:
+    """Write a PNG: PSNR and the perceptual distance, with its interval, by realism."""
+    figure = Figure(figsize=(8.0, 4.0), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # no display, whatever the user's settings
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    left.plot(list(rows), [row.psnr for row in rows.values()], marker="o", color="#212529")
+    left.set_ylabel("PSNR [dB]")
+    right.plot(list(rows), [row.perceptual for row in rows.values()], marker="o", color="#c1121f")
+    right.fill_between(
+        list(rows),
+        [row.perceptual_low for row in rows.values()],
+        [row.perceptual_high for row in rows.values()],
+        color="#c1121f",
+        alpha=0.15,
+    )
+    right.set_ylabel("perceptual distance, 95 % interval")
+    for axes in (left, right):
+        axes.set_xlabel("realism")
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -275,7 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="only the first N, groups taking turns")
     parser.add_argument("--max-sharpness-db", type=float, help="leave out softer pictures")
     parser.add_argument("--realism", default="0,0.5,1", help="values, comma-separated (0,0.5,1)")
-    parser.add_argument("--steps", type=int, default=1, help="of the sampler (1)")
+    parser.add_argument(
+        "--steps", default="1", help="of the sampler, comma-separated; one and more (1)"
+    )
     parser.add_argument("--peers", help="names, comma-separated; default: all that are installed")
     parser.add_argument("--model", default="edge")
     parser.add_argument("--engine", default="auto")
@@ -284,16 +339,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         realisms = [float(Fraction(part)) for part in args.realism.split(",")]
+        steps = [int(part) for part in args.steps.split(",")]
         pictures = load_pictures(args.data, args.split, args.max_sharpness_db)[: args.limit]
     except ValueError as error:
         parser.error(str(error))
-    rows = measure(pictures, args, realisms)
+    rows = measure(pictures, args, dials(realisms, steps))
     if not rows:
         print("fewer than two faces: there is nothing to compare as sets", file=sys.stderr)
         return 1
     dataset = (args.split or args.data.resolve().name).replace("/", "-")
     stem = f"{dataset}-{args.size or 'native'}"
     write_tsv(args.results / f"{stem}-realism.tsv", [asdict(row) for row in rows])
+    if len(realisms) > 1:
+        ours = dict(zip(realisms, rows, strict=False))
+        title = f"{stem}: {rows[0].images} faces at {args.bytes} bytes"
+        draw_realism(args.results / f"{stem}-realism.png", ours, title)
     print(f"{stem}: {rows[0].images} faces at {args.bytes} bytes\n\n{table(rows)}")
     return 0
 

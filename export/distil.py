@@ -3,8 +3,8 @@
     python -m export.distil --codec RUN/checkpoint.pt --teacher TEACHER/checkpoint.pt \\
         --data FACES --weights HELPERS --out STUDENT --minutes 120
 
-The student is the teacher's network with one more dial, realism rho: its sampler starts from
-rho * eps instead of eps, and the network is told rho. At 0 it learns the posterior mean, at 1:
+The student is the codec's own network, or the teacher's, with realism rho as a dial: its sampler
+starts from rho * eps, and the network is told rho. At 0 it learns the posterior mean, at 1:
 
 - **consistency**: what the teacher's own sampler makes of the same noise in several steps (Salimans
   and Ho, ICLR 2022; Song et al., ICML 2023), for some of the images;
@@ -12,7 +12,8 @@ rho * eps instead of eps, and the network is told rho. At 0 it learns the poster
 - **adversarial** hinge loss on the same features, projected (Sauer et al., NeurIPS 2021), on images
   that are sharp at the training size alone.
 
-Later steps are trained on what the student itself made in the earlier ones.
+Later steps are trained on what the student itself made in the earlier ones. `end_to_end` trains the
+compressor with it, by the same losses and the rate; otherwise the files stay what they were.
 """
 
 from __future__ import annotations
@@ -30,37 +31,25 @@ from torch import Tensor, nn
 
 from export.data import BatchKind, Face, FaceSampler, read_index
 from export.diffusion import (
-    Condition,
-    Denoiser,
-    DiffusionCodec,
     condition_of,
-    sample,
+    deafen,
+    decode,
+    denoise,
+    only_student,
     sharpness,
+    step,
     times,
 )
 from export.losses import IdentityLoss, PerceptualLoss, feature_distance
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
-from export.train import REFERENCE_LAMBDA, feature_share, rate_lambda
+from export.train import REFERENCE_LAMBDA, draw_refined, feature_share, focus, rate_lambda
 from export.train import Settings as CodecSettings
-from export.train_teacher import coded
+from export.train_teacher import coded, draw
 from export.training import Run, RunSettings
 
 STEP_COUNTS = (1, 2, 4)
 BALANCE = 0.6
-
-
-class StepStudent(Denoiser):
-    """D(x_t, t; c, rho): the denoiser, told how realistic its picture is to be."""
-
-    def __init__(self, codec_config: Any) -> None:
-        super().__init__(codec_config)
-        self.realism = nn.Linear(1, codec_config.conditions, bias=False)
-        nn.init.zeros_(self.realism.weight)
-
-    def forward(  # type: ignore[override]
-        self, x_t: Tensor, t: Tensor, c: Condition, realism: Tensor
-    ) -> Tensor:
-        return self.clean(x_t, self.known(t, c) + self.realism(realism[:, None]), c)
+SHIFT = 16  # pixels, the student's coarsest grid
 
 
 class FeatureDiscriminator(nn.Module):
@@ -97,44 +86,21 @@ def hinge_generator(fake: list[Tensor]) -> Tensor:
     return -torch.stack([f.mean((1, 2, 3)) for f in fake]).mean(0)
 
 
-class StudentCodec(nn.Module):
-    """A codec that stays as it is, and its student."""
-
-    def __init__(self, codec: Codec, student: StepStudent) -> None:
-        super().__init__()
-        self.codec = codec.requires_grad_(False)
-        self.student = student
-
-    def train(self, mode: bool = True) -> StudentCodec:
-        super().train(mode)
-        self.codec.eval()
-        return self
-
-    def decode(
-        self, c: Condition, noise: Tensor, realism: Tensor, steps: int, shift: float
-    ) -> Tensor:
-        """Clean bands, in units of their deviations, of unit normal noise; realism [B]."""
-
-        def denoise(x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            found: Tensor = self.student(x_t, t, condition, realism)
-            return found
-
-        return sample(denoise, c, realism[:, None, None, None] * noise, times(steps, shift))
-
-
 @dataclass
 class DistilSettings(RunSettings):
     batch_128: int = 24
     batch_192: int = 10
     large_share: float = 0.5
     sharp_share: float = 0.6  # of the batches are of sharp images, for the adversarial loss
-    realistic_share: float = 0.7  # of the images have realism 1; as many of the rest 0 as between
+    realism_shares: tuple[float, float] = (0.55, 0.15)  # of the images: 1, and between 0 and 1
+    residual_share: float = 0.15  # of the images are coded with a residual
+    end_to_end: bool = False
     several_steps: float = 0.4  # of the batches are of 2 or 4 steps
-    shift: float = 1.5
     quality: tuple[int, int] = (10, 131)
     validate_q: int = 85
     perceptual_weight: float = 0.15
     identity_weight: float = 2.5
+    identity_share: float = 0.25  # of the batch
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
     # of the squared error that is left at realism 1
@@ -144,7 +110,7 @@ class DistilSettings(RunSettings):
     teacher_weight: float = 0.5
 
 
-class DistilTrainer(Run[StudentCodec, DistilSettings]):
+class DistilTrainer(Run[Codec, DistilSettings]):
     def __init__(self, args: argparse.Namespace, settings: DistilSettings) -> None:
         super().__init__(args, settings)
         s = self.settings
@@ -160,13 +126,8 @@ class DistilTrainer(Run[StudentCodec, DistilSettings]):
         self.val = read_index(Path(args.data), "val")
         self.perceptual = PerceptualLoss()
         self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx")
-        self.lambdas = CodecSettings()
-        self.teacher: Denoiser | None = None
-        if args.teacher:
-            state = torch.load(args.teacher, map_location="cpu", weights_only=True)
-            teacher = DiffusionCodec(self.model.codec, Denoiser(self.model.codec.config))
-            teacher.load_state_dict({k: v.float() for k, v in state["ema"].items()})
-            self.teacher = teacher.denoiser.requires_grad_(False).eval()
+        self.compressor = CodecSettings()
+        self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         with torch.no_grad():
             channels = [f.shape[1] for f in self.perceptual.features(torch.zeros(1, 3, 64, 64))]
         self.discriminator = FeatureDiscriminator(tuple(channels))
@@ -178,25 +139,25 @@ class DistilTrainer(Run[StudentCodec, DistilSettings]):
             self.against.load_state_dict(self.extra["against"])
         self.judged: tuple[list[Tensor], list[Tensor]] | None = None
 
-    def build(self, state: dict[str, Any] | None) -> StudentCodec:
-        if state is not None:
-            codec = codec_from_dict(state["config"])
-            model = StudentCodec(codec, StepStudent(codec.config))
-            model.load_state_dict(state["model"])
-            return model
-        codec = frozen_codec(Path(self.args.codec))
-        student = StepStudent(codec.config)
-        if self.args.teacher:
-            start = torch.load(self.args.teacher, map_location="cpu", weights_only=True)["ema"]
-            mine = "denoiser."
-            weights = {k[len(mine) :]: v.float() for k, v in start.items() if k.startswith(mine)}
+    def build(self, state: dict[str, Any] | None) -> Codec:
+        if state is None:
+            model = frozen_codec(Path(self.args.codec))
+            if self.args.teacher:
+                student = frozen_codec(Path(self.args.teacher)).g_s
+                model.g_s.load_state_dict(student.state_dict())
+            else:
+                deafen(model)
         else:
-            weights = dict(Denoiser.of_student(codec).state_dict())
-        student.load_state_dict({**student.state_dict(), **weights})
-        return StudentCodec(codec, student)
+            model = codec_from_dict(state["config"])
+            model.load_state_dict(state["model"])
+        if not self.settings.end_to_end:
+            return only_student(model)
+        model.requires_grad_(True)
+        model.entropy.residual_gains.requires_grad_(False)
+        return model
 
     def config(self) -> dict[str, Any]:
-        return self.model.codec.config_dict()
+        return self.model.config_dict()
 
     def extra_state(self) -> dict[str, Any]:
         return {
@@ -205,73 +166,96 @@ class DistilTrainer(Run[StudentCodec, DistilSettings]):
         }
 
     def draw_realism(self, count: int) -> Tensor:
-        s, draw = self.settings, self.rng.random(count)
-        between = self.rng.random(count) * (self.rng.random(count) < 0.5)
-        return torch.from_numpy(np.where(draw < s.realistic_share, 1.0, between)).float()
+        one, between = self.settings.realism_shares
+        draw, value = self.rng.random(count), self.rng.random(count)
+        realism = np.where(draw < one, 1.0, np.where(draw < one + between, value, 0.0))
+        return torch.from_numpy(realism).float()
+
+    def shift(self, size: int) -> tuple[Any, ...]:
+        """A random crop, so that the grids of the student and of the judging network do not meet.
+
+        Where they always do, patterns that fall between the strides of that network go unseen.
+        """
+        y, x = self.rng.integers(0, SHIFT, 2)
+        kept = size - SHIFT
+        return (..., slice(y, y + kept), slice(x, x + kept))
+
+    def draw_q(self, count: int) -> Tensor:
+        s = self.settings
+        q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
+        refined = torch.from_numpy(self.rng.random(count) < s.residual_share)
+        first = self.model.config.entropy.residual_from
+        return torch.where(refined, draw_refined(self.rng, first, count), q)
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
-        kind, (pixels, landmarks, inside, _) = self.sampler.next_of_kind()
-        image, theta, whole = map(torch.from_numpy, (pixels, landmarks, inside))
+        kind, batch = self.sampler.next_of_kind()
+        image, theta, whole, near = map(torch.from_numpy, batch)
         image = image.float()
         bands = split_bands(image)
-        count = len(bands)
+        count, size = len(bands), image.shape[2]
         self.images += count
-        q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
-        condition = condition_of(self.model.codec, bands, q)
-        realism = self.draw_realism(count)
+        q, realism = self.draw_q(count), self.draw_realism(count)
+        with torch.set_grad_enabled(s.end_to_end):
+            condition, bits = condition_of(self.model, bands, q)
         noise = torch.randn_like(bands)
-        schedule = times(self.draw_steps(), s.shift)
-        step = int(self.rng.integers(len(schedule) - 1))
+        schedule = times(self.draw_steps())
+        index = int(self.rng.integers(len(schedule) - 1))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             x_t = realism[:, None, None, None] * noise
             with torch.no_grad():
-                for now, after in zip(schedule[:step], schedule[1:], strict=False):
+                for now, after in zip(schedule[:index], schedule[1:], strict=False):
                     t = torch.full((count,), now)
-                    clean = self.model.student(x_t, t, condition, realism).float()
-                    x_t = (after / now) * x_t + (1 - after / now) * clean
-            t = torch.full((count,), schedule[step])
-            x_t = x_t.contiguous(memory_format=torch.channels_last)
-            clean = self.model.student(x_t, t, condition, realism).float()
-        out = clean * self.model.student.scale
-        mse = (out - bands).square().mean((1, 2, 3)) * 127.5**2
-        lam = rate_lambda(self.lambdas, q)
+                    clean = denoise(self.model, x_t, t, condition, realism)
+                    x_t = step(x_t, clean, now, after)
+            t = torch.full((count,), schedule[index])
+            clean = denoise(self.model, x_t, t, condition, realism)
+        out = clean * self.model.g_s.scale
+        weight = focus(self.compressor, near, q, self.model.config.entropy.residual_from)
+        mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2
+        lam = rate_lambda(self.compressor, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - (1 - s.fidelity) * realism)
         decoded = merge_bands(out)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            with torch.no_grad():
-                reference = self.perceptual.features(image)
-            features = self.perceptual.features(decoded)
-        perceptual = feature_distance(features, reference)
-        extra = s.perceptual_weight * perceptual
-        logs = {"mse": float(mse.mean()), "perceptual": float(perceptual.mean())}
-        if kind.detailed:
-            judged = self.discriminator(features)
-            extra = extra + s.adversarial_weight * hinge_generator(judged)
-            self.judged = (reference, [f.detach() for f in features])
-        extra = extra * realism
+        extra = torch.zeros(count)
+        logs = {"mse": float(mse.detach().mean()), "bpp": float(bits.detach().mean()) / size**2}
+        drawn = torch.nonzero(realism)[:, 0]
+        if len(drawn):
+            shifted = self.shift(size)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                with torch.no_grad():
+                    reference = self.perceptual.features(image[drawn][shifted])
+                features = self.perceptual.features(decoded[drawn][shifted])
+            perceptual = feature_distance(features, reference)
+            real = s.perceptual_weight * perceptual
+            logs["perceptual"] = float(perceptual.detach().mean())
+            if kind.detailed:
+                judged = hinge_generator(self.discriminator(features))
+                real = real + s.adversarial_weight * judged
+                logs["judged"] = float(judged.detach().mean())
+                self.judged = (reference, [f.detach() for f in features])
+            extra = extra.index_add(0, drawn, realism[drawn] * real)
         ids = torch.nonzero(whole)[:, 0]
-        ids = ids[torch.randperm(len(ids))[: max(2, count // 4)]]
+        ids = ids[torch.randperm(len(ids))[: max(2, round(count * s.identity_share))]]
         if len(ids):
             identity, cosine = self.identity(decoded[ids], image[ids], theta[ids])
             share = s.identity_weight * count / 2 / len(ids)
             extra = extra.index_add(0, ids, share * (0.25 + 0.75 * realism[ids]) * identity)
-            logs["identity"] = float(cosine.mean())
-        if self.teacher is not None and step == 0:
+            logs["identity"] = float(cosine.detach().mean())
+        if self.teacher is not None and index == 0:
             followed = torch.nonzero(realism == 1)[:, 0]
             followed = followed[: round(s.teacher_share * count)]
             if len(followed):
                 told = condition.of(followed)
-                with torch.autocast("cpu", dtype=torch.bfloat16):
-                    target = sample(
-                        self.teacher, told, noise[followed], times(s.teacher_steps, s.shift)
-                    )
-                away = (clean[followed] - target).square().mean((1, 2, 3))
+                one = realism[followed]
+                target = decode(self.teacher, told, noise[followed], one, s.teacher_steps)
+                away = (clean[followed] - target / self.model.g_s.scale).square().mean((1, 2, 3))
                 extra = extra.index_add(0, followed, s.teacher_weight * away)
-                logs["teacher"] = float(away.mean())
-        total = (distortion + feature_share(relative) * extra) * relative**-BALANCE
-        return total.mean(), logs
+                logs["teacher"] = float(away.detach().mean())
+        total = distortion + feature_share(relative) * extra
+        if s.end_to_end:
+            total = total + bits / size**2
+        return (total * relative**-BALANCE).mean(), logs
 
     def draw_steps(self) -> int:
         if self.rng.random() < self.settings.several_steps:
@@ -296,7 +280,7 @@ class DistilTrainer(Run[StudentCodec, DistilSettings]):
                 values = [self.elapsed / 60, self.step, self.images, *row]
                 f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
                 print("val", *(f"{v:.5g}" for v in row), flush=True)
-        score = sum(row[3] for row in rows)
+        score = sum(row[3] for row in rows)  # perceptual distance
         if score < self.best:
             self.best = score
             self.save("best.pt")
@@ -304,7 +288,7 @@ class DistilTrainer(Run[StudentCodec, DistilSettings]):
 
 @torch.no_grad()
 def evaluate(
-    model: StudentCodec, faces: list[Face], count: int, settings: DistilSettings
+    model: Codec, faces: list[Face], count: int, settings: DistilSettings
 ) -> list[tuple[float, ...]]:
     """Means over `count` faces: rows (steps, realism, PSNR, perceptual distance, sharpness)."""
     perceptual = PerceptualLoss()
@@ -313,12 +297,8 @@ def evaluate(
     for steps, realism in ((1, 0.0), (1, 0.5), (1, 1.0), (2, 1.0), (4, 1.0)):
         total = np.zeros(3)
         for index, face in enumerate(faces):
-            image, condition = coded(model.codec, face, settings.validate_q)
-            side = image.shape[2] // 4
-            noise = torch.randn(1, 48, side, side, generator=torch.Generator().manual_seed(index))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                x = model.decode(condition, noise, torch.tensor([realism]), steps, settings.shift)
-            found = merge_bands(x * model.student.scale).clamp(0, 255)
+            image, told = coded(model, face, settings.validate_q)
+            found = draw(model, told, steps, first=index, realism=realism)
             mse = float((found.round() - image).square().mean())
             total += [
                 10 * np.log10(255**2 / mse),

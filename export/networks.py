@@ -29,6 +29,7 @@ OPPONENT = torch.tensor(
 )
 NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
+TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
 UNIT = 8.0  # residual coefficients in a unit of the bands
 
 # Typical standard deviation of each band group in faces: ll2, hl2/lh2/hh2, level 1; per colour.
@@ -115,6 +116,7 @@ QUANTISED = {
     "g_a.down16": False,
     "g_a.b16": True,
     "g_s.b16": True,
+    "g_s.noise16": False,
     "g_s.noise8": False,
     "g_s.noise4": False,
     "g_s.up8": False,
@@ -196,15 +198,16 @@ class Analysis(nn.Module):
 
 
 class Student(nn.Module):
-    """One-step student: visual prompt, semantics s_hat, noise and realism -> bands.
+    """The denoiser of bands: visual prompt, semantics s_hat, x_t, t and realism -> clean bands.
 
     Args of forward: prompt [B, Cy + Cz, h, w], y_hat and, repeated at its positions, z_hat;
-    s_hat [B, S]; noise [B, 48, 4h, 4w], unit normal (scaled inside by realism, so that realism 0 is
-    deterministic: the posterior mean); realism [B] in [0, 1]; quality [B] in [0, 1], how finely y
-    was quantised, and the residual; residual [B, R, h, w] and residual_bands [B, 48, 4h, 4w], what
+    s_hat [B, S]; x_t [B, 48, 4h, 4w], in units of the bands' typical deviations: realism times unit
+    normal noise at t = 1, and what the sampler makes of it later (`export/diffusion.py`); t [B] in
+    (0, 1]; realism [B] in [0, 1], 0 for the posterior mean; quality [B] in [0, 1], how finely y was
+    quantised, and the residual; residual [B, R, h, w] and residual_bands [B, 48, 4h, 4w], what
     the file says of the student's own error, or zero: it enters without a bias, so that nothing
-    changes where there is none. Frequency-domain modulation: s, realism and quality give separate
-    scales and shifts to the low and to the high bands.
+    changes where there is none. Frequency-domain modulation: s, t, realism and quality give
+    separate scales and shifts to the low and to the high bands.
     """
 
     scale: Tensor
@@ -219,12 +222,15 @@ class Student(nn.Module):
             nn.Linear(c.conditions, c.conditions),
             nn.ReLU(),
         )
+        self.time = nn.Linear(2 * TIME_OCTAVES, c.conditions, bias=False)
+        nn.init.zeros_(self.time.weight)
         self.prompt = conv(e.num_y + e.num_z, c.w16, 3)
         self.residual16 = nn.Conv2d(e.num_residual, c.w16, 1, bias=False)
         self.residual4 = nn.Conv2d(NUM_BANDS, c.w4, 1, bias=False)
         for layer in (self.residual16, self.residual4):
             nn.init.zeros_(layer.weight)
         n4, n8, n16 = c.decoder_blocks
+        self.noise16 = conv(NUM_BANDS, c.w16, 4, 4, scale=0.05)
         self.b16 = nn.ModuleList(ResidualBlock(c.w16, c.conditions) for _ in range(n16))
         self.up8 = conv(c.w16, 4 * c.w8, 1)
         self.noise8 = conv(NUM_BANDS, c.w8, 2, 2, scale=0.1)
@@ -244,34 +250,27 @@ class Student(nn.Module):
         self,
         prompt: Tensor,
         s_hat: Tensor,
-        noise: Tensor,
+        x_t: Tensor,
+        t: Tensor,
         realism: Tensor,
         quality: Tensor,
         residual: Tensor | None = None,
         residual_bands: Tensor | None = None,
     ) -> Tensor:
         dials = torch.stack([realism, quality], 1)
-        condition = self.condition(torch.cat([s_hat / 4, dials], 1))
-        x_sigma = noise * realism[:, None, None, None]
-        return self.denoise(self.prompt(prompt), condition, x_sigma, residual, residual_bands)
-
-    def denoise(
-        self,
-        h: Tensor,
-        condition: Tensor,
-        x_sigma: Tensor,
-        residual: Tensor | None,
-        residual_bands: Tensor | None,
-    ) -> Tensor:
-        """Bands, of features h [B, w16, h, w] and a condition [B, conditions] for all layers."""
+        told, relu, *layers = self.condition
+        condition = told(torch.cat([s_hat / 4, dials], 1)) + self.time(time_features(t))
+        for layer in (relu, *layers):
+            condition = layer(condition)
+        h = self.prompt(prompt) + self.noise16(x_t)
         if residual is not None:
             h = h + self.residual16(residual * (1 / UNIT))
         for block in self.b16:
             h = block(h, condition)
-        h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_sigma)
+        h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_t)
         for block in self.b8:
             h = block(h, condition)
-        h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_sigma)
+        h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_t)
         if residual_bands is not None:
             h = h + self.residual4(residual_bands / self.scale)
         for block in self.b4:
@@ -281,6 +280,12 @@ class Student(nn.Module):
         with torch.autocast("cpu", enabled=False):  # ll2 spans +-7: bfloat16 would cost grey levels
             low = self.low.float()(F.relu(low).float())
         return torch.cat([low, high.float()], 1) * self.scale
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Sines and cosines of t [B] -> [B, 2 * TIME_OCTAVES], all zero at t = 1."""
+    angles = (1 - t)[:, None] * math.pi * 2.0 ** torch.arange(-1, TIME_OCTAVES - 1)
+    return torch.cat([angles.sin(), angles.cos() - 1], 1)
 
 
 class ResidualTransform(nn.Module):
@@ -352,7 +357,8 @@ class Codec(nn.Module):
         self,
         prompt: Tensor,
         s_hat: Tensor,
-        noise: Tensor,
+        x_t: Tensor,
+        t: Tensor,
         realism: Tensor,
         quality: Tensor,
         residual: Tensor | None = None,
@@ -360,11 +366,33 @@ class Codec(nn.Module):
         """Bands [B, 48, 4h, 4w] of what the file says; arguments as in `Student`."""
         prompt = prompt.contiguous(memory_format=torch.channels_last)
         if residual is None:
-            bands: Tensor = self.g_s(prompt, s_hat, noise, realism, quality)
+            bands: Tensor = self.g_s(prompt, s_hat, x_t, t, realism, quality)
             return bands
         known = self.residual.bands(residual)
-        bands = self.g_s(prompt, s_hat, noise, realism, quality, residual, known)
+        bands = self.g_s(prompt, s_hat, x_t, t, realism, quality, residual, known)
         return bands + known.float()
+
+    def one_step(
+        self,
+        prompt: Tensor,
+        s_hat: Tensor,
+        realism: Tensor,
+        noise: Tensor,
+        q: Tensor,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Bands of what the file says, in a single step from t = 1; q [B] in quarter steps."""
+        x_t = noise * realism[:, None, None, None]
+        t = torch.ones(len(q))
+        return self.synthesise(prompt, s_hat, x_t, t, realism, quality_dial(q), residual)
+
+    def posterior_mean(
+        self, prompt: Tensor, s_hat: Tensor, q: Tensor, residual: Tensor | None = None
+    ) -> Tensor:
+        """The same at realism 0."""
+        size = [4 * side for side in prompt.shape[2:]]
+        nothing = prompt.new_zeros(len(q), NUM_BANDS, *size)
+        return self.one_step(prompt, s_hat, torch.zeros(len(q)), nothing, q, residual)
 
     def forward(
         self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
@@ -376,7 +404,7 @@ class Codec(nn.Module):
         Args:
           bands: `split_bands` of the image, [B, 48, H/4, W/4].
           q: int64 [B], quarter steps, at most `residual_from`.
-          realism: [B]; noise: [B, 48, H/4, W/4].
+          realism: [B]; noise: [B, 48, H/4, W/4], unit normal.
         Returns:
           Decoded bands, [B, 48, H/4, W/4], and the bits [B] of each part.
         """
@@ -384,7 +412,7 @@ class Codec(nn.Module):
         coded = e.code(*self.latents(bands, bf16=bf16), q)
         prompt, s_hat = self.decoded(coded, q)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            out = self.synthesise(prompt, s_hat, noise, realism, quality_dial(q))
+            out = self.one_step(prompt, s_hat, realism, noise, q)
         return out, e.bits(*coded)
 
     @torch.no_grad()
@@ -395,9 +423,20 @@ class Codec(nn.Module):
         coded = e.code(*self.latents(bands, bf16=bf16), q)
         prompt, s_hat = self.decoded(coded, q)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            nothing, zero = torch.zeros_like(bands), torch.zeros(len(bands))
-            out = self.synthesise(prompt, s_hat, nothing, zero, quality_dial(q))
+            out = self.posterior_mean(prompt, s_hat, q)
         return Base(coded, prompt, s_hat, bands - out.float())
+
+    def code_left(self, base: Base, q: Tensor, *, price: float = PRICE) -> tuple[Tensor, Tensor]:
+        """What the file says of what the base leaves, from quality `residual_from` on.
+
+        Args:
+          q: int64 [B], quarter steps; price: see `Coded.of`.
+        Returns:
+          residual [B, R, h, w], as the student takes it, without gradients; bits [B].
+        """
+        e = self.entropy
+        coded = e.code_residual(base.coded, self.residual(base.left), q, price=price)
+        return e.dequantise(coded, e.residual_gains, q).detach(), coded.bits.sum((1, 2, 3))
 
     def refine(
         self, base: Base, q: Tensor, *, price: float = PRICE, bf16: bool = True
@@ -411,13 +450,10 @@ class Codec(nn.Module):
         Returns:
           Decoded bands [B, 48, H/4, W/4] and the bits [B] of the residual.
         """
-        e = self.entropy
-        coded = e.code_residual(base.coded, self.residual(base.left), q, price=price)
-        residual = e.dequantise(coded, e.residual_gains, q).detach()
+        residual, bits = self.code_left(base, q, price=price)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            nothing, zero = torch.zeros_like(base.left), torch.zeros(len(q))
-            out = self.synthesise(base.prompt, base.s_hat, nothing, zero, quality_dial(q), residual)
-        return out, coded.bits.sum((1, 2, 3))
+            out = self.posterior_mean(base.prompt, base.s_hat, q, residual)
+        return out, bits
 
     def config_dict(self) -> dict[str, Any]:
         return asdict(self.config)

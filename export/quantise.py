@@ -23,9 +23,11 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 from export.data import BatchKind, Face, FaceSampler, read_index
+from export.diffusion import condition_of, decode
 from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
 from export.quantised import ActivationQuantiser, QuantisedConv2d, quantisers
 
+CALIBRATION_STEPS = 2
 CALIBRATION_BATCHES = 6
 
 
@@ -51,7 +53,8 @@ def calibrate(codec: Codec, batches: list[Tensor]) -> None:
         count = len(bands)
         q = torch.linspace(0, first - 1, count).round().long()
         noise = torch.randn_like(bands)
-        codec(bands, q, (torch.arange(count) % 2).float(), noise)
+        told, _ = condition_of(codec, bands, q)
+        decode(codec, told, noise, (torch.arange(count) % 2).float(), CALIBRATION_STEPS)
         top = torch.linspace(first, 252, count).round().long()
         codec.refine(codec.base(bands), top)
     for quantiser in quantisers(codec):
@@ -82,6 +85,9 @@ class _Surgeon:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.graph = model.graph
         self.initialisers = {i.name: i for i in self.graph.initializer}
+        for node in self.graph.node:  # equal values are stored once
+            if node.op_type == "Identity" and node.input[0] in self.initialisers:
+                self.initialisers[node.output[0]] = self.initialisers[node.input[0]]
         self.before: dict[int, list[onnx.NodeProto]] = {}  # by the node they come before
         self.after: dict[int, list[onnx.NodeProto]] = {}
         self.known: dict[tuple[str, float], str] = {}  # quantised once
@@ -182,6 +188,7 @@ def main() -> None:
     parser.add_argument("--name", default="edge")
     parser.add_argument("--min-quality", type=float, default=0.0)
     parser.add_argument("--per-octave", type=float, default=0.0)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1], help="that it was trained for")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(11)
@@ -204,6 +211,7 @@ def main() -> None:
         name=args.name,
         min_quality=args.min_quality,
         per_octave=args.per_octave,
+        num_steps=args.steps,
     )
     convert(args.out / "model", args.out / "ir")
     print(f"model {manifest['model_id']} in {args.out / 'model'}")

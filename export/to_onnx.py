@@ -13,6 +13,7 @@ import copy
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from export.diffusion import TIME_SHIFT
 from export.integer_entropy import serialize
 from export.networks import NUM_BANDS, Codec, codec_from_dict
 from export.pack import RANGES
@@ -57,12 +59,13 @@ class Synthesis(nn.Module):
         self,
         prompt: Tensor,
         s_hat: Tensor,
-        noise: Tensor,
+        x_t: Tensor,
+        t: Tensor,
         realism: Tensor,
         quality: Tensor,
         residual: Tensor,
     ) -> Tensor:
-        return self.codec.synthesise(prompt, s_hat, noise, realism, quality, residual)
+        return self.codec.synthesise(prompt, s_hat, x_t, t, realism, quality, residual)
 
 
 def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -122,6 +125,7 @@ def export_model(
     name: str,
     min_quality: float,
     per_octave: float = 0.0,
+    num_steps: Sequence[int] = (1,),
 ) -> dict[str, Any]:
     """Write the model directory; returns the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +155,8 @@ def export_model(
         {
             "prompt": torch.zeros(1, e.num_y + e.num_z, 16, 16),
             "s_hat": torch.zeros(1, e.num_s),
-            "noise": torch.zeros(1, NUM_BANDS, 64, 64),
+            "x_t": torch.zeros(1, NUM_BANDS, 64, 64),
+            "t": torch.ones(1),
             "realism": torch.ones(1),
             "quality": torch.ones(1),
             "residual": torch.zeros(1, e.num_residual, 16, 16),
@@ -159,7 +164,7 @@ def export_model(
         ["bands"],
         {
             "prompt": {2: "hy", 3: "wy"},
-            "noise": spatial,
+            "x_t": spatial,
             "residual": {2: "hy", 3: "wy"},
             "bands": spatial,
         },
@@ -176,7 +181,9 @@ def export_model(
         "name": name,
         "model_id": files["entropy_model.bin"][:4],
         "precision": "int8" if quantised else "float32",
-        "num_steps": [1],
+        "num_steps": list(num_steps),
+        "time_shift": TIME_SHIFT,
+        "deviations": [round(v, 6) for v in codec.g_s.scale.flatten().tolist()],
         "num_y": e.num_y + e.num_residual,
         "num_z": e.num_z,
         "num_s": e.num_s,
@@ -196,6 +203,7 @@ def main() -> None:
     parser.add_argument("--name", default="edge")
     parser.add_argument("--min-quality", type=float, default=0.0)
     parser.add_argument("--per-octave", type=float, default=0.0)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1], help="that it was trained for")
     args = parser.parse_args()
     torch.set_num_threads(1)
     codec, record = load_codec(args.checkpoint)
@@ -206,6 +214,7 @@ def main() -> None:
         name=args.name,
         min_quality=args.min_quality,
         per_octave=args.per_octave,
+        num_steps=args.steps,
     )
     sizes = {f: (args.folder / f).stat().st_size for f in manifest["files"]}
     print(f"model {manifest['model_id']}: {sizes}")

@@ -48,6 +48,8 @@ class Settings(RunSettings):
     face_weight: tuple[float, float] = (0.4, 2.4)
     perceptual_weight: float = 0.05
     identity_weight: float = 3.0
+    identity_features: float = 0.3  # of the embedder's feature maps, against its embedding
+    identity_share: float = 0.125  # of the batch: it costs as much as the codec itself
     distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
 
 
@@ -60,6 +62,23 @@ VALIDATE_Q = (0, 20, 40, 60, 90, 131, 150, 180, 220)
 def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
     """lambda(q), exponential in the quality; q in quarter steps."""
     return settings.lambda_min * (settings.lambda_max / settings.lambda_min) ** (q.float() / MAX_Q)
+
+
+def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
+    """Weights of the squared error [B, h, w], of `near` [B, h, w] (`export.data.nearness`).
+
+    From quality `first` on the residual tells what is missing: the focus fades towards the top.
+    """
+    told = (q - first).clamp(min=0) / (MAX_Q - first)
+    far, added = settings.face_weight
+    weight: Tensor = (far + added * near) ** (1 - told)[:, None, None]
+    return weight
+
+
+def draw_refined(rng: np.random.Generator, first: int, count: int) -> Tensor:
+    """Qualities with a residual, [count], from `first` on; more of the smaller files."""
+    q = first + np.floor((NUM_Q - first) * rng.random(count) ** 1.5)
+    return torch.from_numpy(q.astype(np.int64))
 
 
 def feature_share(relative: Tensor) -> Tensor:
@@ -110,12 +129,6 @@ class Trainer(Run[Codec, Settings]):
         near = np.clip(np.rint(self.rng.normal(85, 35, count)), 0, top).astype(np.int64)
         return torch.from_numpy(np.where(self.rng.random(count) < 0.5, near, q))
 
-    def draw_residual_q(self, count: int) -> Tensor:
-        """Qualities with a residual, [count]; more of the smaller files."""
-        first = self.model.config.entropy.residual_from
-        q = first + np.floor((NUM_Q - first) * self.rng.random(count) ** 1.5)
-        return torch.from_numpy(q.astype(np.int64))
-
     def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
         s = self.settings
         self.sampler.kinds = self.batch_kinds(progress)
@@ -126,7 +139,7 @@ class Trainer(Run[Codec, Settings]):
         refined = round(count * s.residual_share)  # the last of the batch
         own = count - refined
         first = self.model.config.entropy.residual_from
-        q = torch.cat([self.draw_q(own), self.draw_residual_q(refined)])
+        q = torch.cat([self.draw_q(own), draw_refined(self.rng, first, refined)])
         sharp = math.ceil(count * s.sharp_share)  # these are decoded with realism > 0
         realism = torch.zeros(count)
         realism[:sharp] = torch.from_numpy(
@@ -142,10 +155,8 @@ class Trainer(Run[Codec, Settings]):
             more, residual_bits = self.model.refine(self.model.base(bands[own:]), q[own:])
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])
         bpp = bits / (size * size)
-        # what the residual tells needs no focus: it fades towards the top
-        told = (q - first).clamp(min=0) / (NUM_Q - 1 - first)
-        focus = (s.face_weight[0] + s.face_weight[1] * near) ** (1 - told)[:, None, None]
-        mse = ((out - bands).square().mean(1) * focus).mean((1, 2)) * 127.5**2
+        weight = focus(s, near, q, first)
+        mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)
@@ -158,13 +169,14 @@ class Trainer(Run[Codec, Settings]):
         if progress >= s.perceptual_from:
             if self.perceptual is None or self.identity is None:
                 self.perceptual = PerceptualLoss()
-                self.identity = IdentityLoss(Path(self.args.weights) / "mobilefacenet.onnx")
+                self.identity = IdentityLoss(
+                    Path(self.args.weights) / "mobilefacenet.onnx", s.identity_features
+                )
             extra = torch.zeros(count)
             dist = self.perceptual(merge_bands(out[:sharp]), image[:sharp])
             extra[:sharp] = s.perceptual_weight * dist
-            # identity for a few of the batch: it costs as much as the codec itself
             ids = torch.nonzero(whole)[:, 0]
-            ids = ids[torch.randperm(len(ids))[: max(2, count // 8)]]
+            ids = ids[torch.randperm(len(ids))[: max(2, round(count * s.identity_share))]]
             if len(ids):
                 identity, cosine = self.identity(merge_bands(out[ids]), image[ids], theta[ids])
                 weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (count / 2 / len(ids))

@@ -24,16 +24,15 @@ from torch import Tensor
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
 from export.diffusion import (
     Condition,
-    DiffusionCodec,
     condition_of,
-    diffusion_codec_from_dict,
+    deafen,
+    decode,
     flow_loss,
-    sample,
+    only_student,
     sharpness,
-    times,
 )
 from export.losses import PerceptualLoss
-from export.networks import Codec, frozen_codec, merge_bands, split_bands
+from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
 from export.training import Run, RunSettings
 
 STEPS = (1, 2, 4, 8, 16)
@@ -48,12 +47,11 @@ class TeacherSettings(RunSettings):
     large_share: float = 0.5  # of the batches are whole faces at 256
     # times are drawn as sigmoid(normal) (Esser et al., ICML 2024), the normal around this
     time_mean: float = 0.4
-    shift: float = 1.5  # of the sampler's times
     quality: tuple[int, int] = (10, 131)  # in quarter steps
     validate_q: int = 85
 
 
-class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
+class TeacherTrainer(Run[Codec, TeacherSettings]):
     def __init__(self, args: argparse.Namespace, settings: TeacherSettings) -> None:
         super().__init__(args, settings)
         s = self.settings
@@ -64,12 +62,14 @@ class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
         self.sampler = FaceSampler(read_index(Path(args.data), "train"), s.seed + self.step, kinds)
         self.val = read_index(Path(args.data), "val")
 
-    def build(self, state: dict[str, Any] | None) -> DiffusionCodec:
+    def build(self, state: dict[str, Any] | None) -> Codec:
         if state is None:
-            return DiffusionCodec(frozen_codec(Path(self.args.codec)))
-        model = diffusion_codec_from_dict(state["config"])
-        model.load_state_dict(state["model"])
-        return model
+            model = frozen_codec(Path(self.args.codec))
+            deafen(model)
+        else:
+            model = codec_from_dict(state["config"])
+            model.load_state_dict(state["model"])
+        return only_student(model)
 
     def config(self) -> dict[str, Any]:
         return self.model.config_dict()
@@ -81,12 +81,13 @@ class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
         count = len(bands)
         self.images += count
         q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
-        condition = condition_of(self.model.codec, bands, q)
+        with torch.no_grad():
+            condition, _ = condition_of(self.model, bands, q)
         normal = torch.from_numpy(self.rng.normal(s.time_mean, 1.0, count)).float()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = flow_loss(
-                self.model.denoiser,
-                bands / self.model.denoiser.scale,
+                self.model,
+                bands / self.model.g_s.scale,
                 condition,
                 torch.sigmoid(normal),
                 torch.randn_like(bands),
@@ -106,16 +107,23 @@ class TeacherTrainer(Run[DiffusionCodec, TeacherSettings]):
             self.save("best.pt")
 
 
+@torch.no_grad()
 def coded(codec: Codec, face: Face, q: int) -> tuple[Tensor, Condition]:
     """A face, RGB [1, 3, SIZE, SIZE], and what its file says."""
     image = torch.from_numpy(read_square(face, SIZE))
-    return image, condition_of(codec, split_bands(image), torch.tensor([q]))
+    return image, condition_of(codec, split_bands(image), torch.tensor([q]))[0]
 
 
-def decode(
-    model: DiffusionCodec, c: Condition, seeds: int, steps: int, shift: float, first: int = 0
+def draw(
+    codec: Codec,
+    c: Condition,
+    steps: int,
+    *,
+    seeds: int = 1,
+    first: int = 0,
+    realism: float = 1.0,
 ) -> Tensor:
-    """Samples [seeds, 3, SIZE, SIZE] of one file; steps 0: the posterior mean."""
+    """Samples [seeds, 3, SIZE, SIZE] of one file, of the noise of seeds from `first` on."""
     side = SIZE // 4
     noise = torch.cat(
         [
@@ -123,15 +131,13 @@ def decode(
             for seed in range(seeds)
         ]
     )
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        many = c.repeated(seeds)
-        x = sample(model.denoiser, many, noise, times(max(1, steps), shift))
-    return merge_bands(x * model.denoiser.scale).clamp(0, 255)
+    dial = torch.full((seeds,), realism)
+    return merge_bands(decode(codec, c.repeated(seeds), noise, dial, steps)).clamp(0, 255)
 
 
 @torch.no_grad()
 def evaluate(
-    model: DiffusionCodec, faces: list[Face], count: int, settings: TeacherSettings
+    model: Codec, faces: list[Face], count: int, settings: TeacherSettings
 ) -> list[tuple[float, ...]]:
     """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness)."""
     perceptual = PerceptualLoss()
@@ -140,8 +146,8 @@ def evaluate(
     for steps in STEPS:
         total = np.zeros(3)
         for index, face in enumerate(faces):
-            image, condition = coded(model.codec, face, settings.validate_q)
-            found = decode(model, condition, 1, steps, settings.shift, first=index)
+            image, condition = coded(model, face, settings.validate_q)
+            found = draw(model, condition, steps, first=index)
             mse = float((found.round() - image).square().mean())
             total += [
                 10 * np.log10(255**2 / mse),
@@ -153,16 +159,16 @@ def evaluate(
 
 
 @torch.no_grad()
-def plots(model: DiffusionCodec, faces: list[Face], count: int, folder: Path, shift: float) -> None:
+def plots(model: Codec, faces: list[Face], count: int, folder: Path) -> None:
     """`seeds.png`: the original, then SEEDS samples of each file; `steps.png`: by steps."""
     folder.mkdir(parents=True, exist_ok=True)
     faces = faces[:: max(1, len(faces) // count)][:count]
     by_seed, by_steps = [], []
     for face in faces:
-        image, condition = coded(model.codec, face, TeacherSettings.validate_q)
-        samples = decode(model, condition, SEEDS, STEPS[-1], shift)
+        image, condition = coded(model, face, TeacherSettings.validate_q)
+        samples = draw(model, condition, STEPS[-1], seeds=SEEDS)
         by_seed.append(torch.cat([image, samples]))
-        by_steps.append(torch.cat([image, *(decode(model, condition, 1, n, shift) for n in STEPS)]))
+        by_steps.append(torch.cat([image, *(draw(model, condition, n) for n in STEPS)]))
     for name, rows in (("seeds", by_seed), ("steps", by_steps)):
         sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
         picture = sheet.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
@@ -185,8 +191,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     trainer = TeacherTrainer(args, TeacherSettings(**args.override))
     if args.plots:
-        shift = trainer.settings.shift
-        plots(trainer.ema_model(), trainer.val, args.validate_count, args.plots, shift)
+        plots(trainer.ema_model(), trainer.val, args.validate_count, args.plots)
     else:
         trainer.run()
 

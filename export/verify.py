@@ -53,7 +53,8 @@ def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]
     synthesis = {
         "prompt": prompt.numpy(),
         "s_hat": s_hat.numpy(),
-        "noise": rng.standard_normal(bands.shape).astype(np.float32),
+        "x_t": rng.standard_normal(bands.shape).astype(np.float32),
+        "t": np.full(1, 0.6, np.float32),
         "realism": np.ones(1, np.float32),
         "quality": np.full(1, QUALITY / (NUM_Q - 1), np.float32),
         "residual": rng.standard_normal(

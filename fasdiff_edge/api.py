@@ -19,7 +19,7 @@ from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
 from .rate import Search, estimate_bytes, find_quality
-from .sampler import Prompt, sample
+from .sampler import Prompt, Schedule, sample
 from .stages import stage
 
 Array = NDArray[np.float32]
@@ -192,7 +192,7 @@ class Encoder:
     def _residual_graphs(self) -> tuple[_Student, Graph]:
         with self._lock:
             if self._closed_loop is None:
-                student = _Student(self._model, self._engine, self._threads)
+                student = _Student(self._model, self._engine, 1, self._threads)
                 transform = load_graph(self._model.read(RESIDUAL), self._engine, self._threads)
                 _check_ports(transform, ["bands"], ["residual"])
                 self._closed_loop = student, transform
@@ -254,7 +254,7 @@ class Decoder:
                 f"num_steps is {num_steps!r}; the model {self._model.name} supports "
                 f"{', '.join(map(str, self._model.num_steps))}"
             )
-        self._student = _Student(self._model, engine, threads)
+        self._student = _Student(self._model, engine, num_steps, threads)
 
     def decode(self, data: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
         """Decode a file. The same file, model and engine always give the same image.
@@ -291,29 +291,31 @@ class Decoder:
 class _Student:
     """The synthesis graph of a model."""
 
-    def __init__(self, model: Model, engine: str, threads: int | None) -> None:
+    def __init__(self, model: Model, engine: str, num_steps: int, threads: int | None) -> None:
         self._graph = load_graph(model.read(SYNTHESIS), engine, threads)
+        self._schedule = Schedule(num_steps, model.time_shift, model.deviations)
         self._has_residual = model.entropy.num_residual > 0
         residual = ["residual"] if self._has_residual else []
-        inputs = ["prompt", "s_hat", "noise", "realism", "quality", *residual]
+        inputs = ["prompt", "s_hat", "x_t", "t", "realism", "quality", *residual]
         _check_ports(self._graph, inputs, ["bands"])
 
     def bands(self, prompt: Prompt, noise: Array, realism: float) -> Array:
         """float32 [48, 4 hy, 4 wy], of noise of that shape."""
-        return sample(self._denoise, prompt, noise, realism)
+        return sample(self._denoise, prompt, noise, realism, self._schedule)
 
-    def _denoise(self, prompt: Prompt, noise: Array, realism: Array) -> Array:
+    def _denoise(self, prompt: Prompt, x_t: Array, t: Array, realism: Array) -> Array:
         inputs = {
             "prompt": prompt.visual,
             "s_hat": prompt.s_hat,
             "quality": prompt.quality,
-            "noise": noise,
+            "x_t": x_t,
+            "t": t,
             "realism": realism,
         }
         if self._has_residual:
             inputs["residual"] = prompt.residual
         bands = self._graph.run(inputs)["bands"]
-        _check_shape("bands", bands, noise.shape)
+        _check_shape("bands", bands, x_t.shape)
         return bands
 
 

@@ -80,16 +80,30 @@ def by_precision(models: Sequence[str]) -> dict[str, str]:
 
 
 def configurations(
-    engines: Sequence[str], threads: Sequence[int], sizes: Sequence[int], models: Mapping[str, str]
+    engines: Sequence[str],
+    threads: Sequence[int],
+    sizes: Sequence[int],
+    models: Mapping[str, str],
+    steps: Sequence[int] | None = None,
 ) -> list[Configuration]:
-    """Every combination that the models, by precision, support."""
+    """Every combination that the models, by precision, support; all their `steps` where None.
+
+    Raises:
+      OptionError: a model does not support one of `steps`.
+    """
+    supported = {precision: load_model(model).num_steps for precision, model in models.items()}
+    for precision, counts in supported.items():
+        for count in steps or ():
+            if count not in counts:
+                known = ", ".join(map(str, counts))
+                raise OptionError(f"no {count} steps: {models[precision]} supports {known}")
     return [
-        Configuration(engine, precision, count, size, steps)
+        Configuration(engine, precision, count, size, num_steps)
         for engine in engines
-        for precision, model in models.items()
+        for precision in models
         for count in threads
         for size in sizes
-        for steps in load_model(model).num_steps
+        for num_steps in steps or supported[precision]
     ]
 
 

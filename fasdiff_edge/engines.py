@@ -106,6 +106,8 @@ class OnnxRuntimeGraph:
         options.log_severity_level = 4  # fatal; errors reach us as exceptions
         options.intra_op_num_threads = threads or 0
         options.inter_op_num_threads = 1
+        # Threads that wait for work by spinning take the cores from the codec's other graph.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         available = onnxruntime.get_available_providers()
         if self.provider not in available:
             raise EngineError(

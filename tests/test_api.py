@@ -360,7 +360,7 @@ def test_only_bytes_are_decoded(decoder: Decoder, data: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"num_steps": 3}, "num_steps is 3; the model edge supports 1"),
+        ({"num_steps": 3}, "num_steps is 3; the model edge supports 1, 2, 4"),
         ({"num_steps": 0}, "num_steps is 0"),
         ({"realism": -0.1}, "realism is -0.1"),
         ({"realism": 1.5}, "realism is 1.5"),

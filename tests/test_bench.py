@@ -31,7 +31,7 @@ def own_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a short run of the command wrote: one configuration, and a chart beside it."""
     folder = tmp_path_factory.mktemp("bench")
-    arguments = ["--engines", "onnxruntime", "--threads", "1", "--sizes", "128"]
+    arguments = ["--engines", "onnxruntime", "--threads", "1", "--sizes", "128", "--steps", "1"]
     arguments += ["--max-bytes", "500", "--repeats", "3", "--plot", str(folder / "bench.png")]
     assert main(["bench", *arguments, "--json", str(folder / "bench.json")]) == 0
     return folder / "bench.json"
@@ -120,10 +120,14 @@ def test_models_are_told_apart_by_their_precision(tmp_path: Path) -> None:
     (model_copy / "manifest.json").write_text(json.dumps({**manifest, "precision": other}))
     models = benchmark.by_precision(["edge", str(model_copy)])
     assert models == {shipped: "edge", other: str(model_copy)}
-    found = benchmark.configurations(["openvino"], [1, 2], [256], models)
+    found = benchmark.configurations(["openvino"], [1, 2], [256], models, [1])
     assert [(c.precision, c.threads) for c in found] == [
         (shipped, 1), (shipped, 2), (other, 1), (other, 2)
     ]  # fmt: skip
+    found = benchmark.configurations(["openvino"], [1], [256], models)
+    assert [c.steps for c in found] == 2 * list(load_model("edge").num_steps)
+    with pytest.raises(OptionError, match="no 3 steps: edge supports 1"):
+        benchmark.configurations(["openvino"], [1], [256], models, [1, 3])
     with pytest.raises(OptionError, match="two models in"):
         benchmark.by_precision(["edge", "edge"])
 

@@ -757,16 +757,20 @@ def test_realism_of_every_codec(
         picture = write_picture(np.ascontiguousarray(image), ".png")
         (tmp_path / "faces" / f"{index}.png").write_bytes(picture)
     arguments = ["--data", str(tmp_path / "faces"), "--results", str(tmp_path), "--peers", "JPEG"]
-    assert realism.main([*arguments, "--bytes", "600", "--realism", "0,1"]) == 0
+    dials = ["--realism", "0,1", "--steps", "1,2"]
+    assert realism.main([*arguments, "--bytes", "600", *dials]) == 0
     rows = read_tsv(tmp_path / "faces-native-realism.tsv")
     assert [row["codec"] for row in rows] == [
-        "FaSDiff-Edge, realism 0", "FaSDiff-Edge, realism 1", "JPEG"
+        "FaSDiff-Edge, realism 0", "FaSDiff-Edge, realism 1", "FaSDiff-Edge, realism 1, 2 steps",
+        "JPEG",
     ]  # fmt: skip
+    assert cv2.imread(str(tmp_path / "faces-native-realism.png")) is not None
     for row in rows:
         assert row["images"] == "3" and 300 < float(row["mean_bytes"]) <= 600
         for name in ("perceptual", "kernel", "frechet"):
             low, high = float(row[f"{name}_low"]), float(row[f"{name}_high"])
             assert low <= high
-    assert float(rows[2]["perceptual"]) > float(rows[0]["perceptual"]) > 0
+        assert 0 < float(row["dlib"]) < 1.4 and float(row["ssimulacra2"]) < 90
+    assert float(rows[3]["perceptual"]) > float(rows[0]["perceptual"]) > 0
     assert "1.00x" in capsys.readouterr().out
     assert realism.main([*arguments, "--limit", "1"]) == 1

@@ -195,7 +195,7 @@ def test_commands_are_imported_when_asked_for(run_python: RunPython) -> None:
         (["decode", "portrait.png", "out.png"], "not a FaSDiff-Edge file: it starts with 0x89"),
         (["decode", "portrait.fsd", "out.gif"], "cannot write out.gif: use .png or .jpg"),
         (["decode", "portrait.fsd", "out"], "cannot write out: use .png or .jpg"),
-        (["decode", "portrait.fsd", "out.png", "--steps", "2"], "num_steps is 2"),
+        (["decode", "portrait.fsd", "out.png", "--steps", "3"], "num_steps is 3"),
         (["decode", "portrait.fsd", "out.png", "--realism", "2"], "realism is 2.0"),
         (["decode", "portrait.fsd", "out.png", "--max-pixels", "100"], "over max_pixels=100"),
         (["info", "portrait.png"], "not a FaSDiff-Edge file"),

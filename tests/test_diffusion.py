@@ -12,26 +12,34 @@ from test_export_networks import SMALL, small_codec
 
 from export.diffusion import (
     Condition,
-    Denoiser,
-    DiffusionCodec,
     condition_of,
+    deafen,
+    decode,
+    denoise,
     flow_loss,
+    only_student,
     sample,
     times,
 )
-from export.networks import split_bands
-from export.train_teacher import STEPS, TeacherSettings, TeacherTrainer, decode, plots
+from export.networks import Codec, split_bands
+from export.train_teacher import STEPS, TeacherSettings, TeacherTrainer, draw, plots
 from export.verify import synthetic_image
 
 
 def condition(count: int = 2, *, residual: bool = False) -> Condition:
-    told = torch.randn(count, 8, 4, 4), torch.randn(count, 48, 16, 16)
+    told = torch.randn(count, 8, 4, 4)
     return Condition(
         torch.randn(count, 20, 4, 4),
         torch.randn(count, 4),
         torch.full((count,), 0.3),
-        *(told if residual else ()),
+        told if residual else 0 * told,
     )
+
+
+def deaf_codec() -> Codec:
+    codec = small_codec()
+    deafen(codec)
+    return codec
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])
@@ -40,8 +48,19 @@ def test_times_fall_from_one_to_zero(steps: int) -> None:
         found = times(steps, shift)
         assert len(found) == steps + 1 and found[0] == 1 and found[-1] == 0
         assert found == sorted(found, reverse=True)
-    assert times(2) == [1, 0.5, 0]
+    assert times(2, 1.0) == [1, 0.5, 0]
     assert times(2, 3.0)[1] == pytest.approx(0.75)
+
+
+def test_realism_scales_the_noise_and_is_told() -> None:
+    codec, c = small_codec(), condition()
+    a, b = torch.randn(2, 2, 48, 16, 16)
+    half, one = torch.full((2,), 0.5), torch.ones(2)
+    zero = [decode(codec, c, noise, 0 * one, 2) for noise in (a, b)]
+    assert torch.equal(*zero)
+    drawn = [decode(codec, c, *how, 2) for how in ((a, half), (2 * a, half), (a, one))]
+    for i in range(3):
+        assert not torch.allclose(drawn[i], zero[0]) and not torch.allclose(drawn[i], drawn[i - 1])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
@@ -78,43 +97,52 @@ def test_of_normal_bands_normal_samples_are_drawn() -> None:
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_the_denoiser_starts_as_the_fidelity_decoder(residual: bool) -> None:
-    codec = small_codec()
-    denoiser = Denoiser.of_student(codec)
+    codec = deaf_codec()
     c = condition(residual=residual)
-    x_t, t = torch.randn(2, 48, 16, 16), torch.tensor([1.0, 0.2])
-    zero = torch.zeros(2)
+    x_t, t, rho = torch.randn(2, 48, 16, 16), torch.tensor([1.0, 0.2]), torch.ones(2)
     with torch.no_grad():
-        found = denoiser(x_t, t, c) * denoiser.scale
-        expected = codec.g_s(
-            c.prompt, c.s_hat, 0 * x_t, zero, c.quality, c.residual, c.residual_bands
-        )
-        if c.residual_bands is not None:
-            expected = expected + c.residual_bands
-            changed = denoiser(x_t, t, condition(residual=True))
-            assert not torch.allclose(changed * denoiser.scale, expected)
-        # the codec's biases of the noise's layers are not its noise
-        for layer in (codec.g_s.noise4, codec.g_s.noise8):
-            assert layer.bias is not None
-    assert found.shape == expected.shape
-    assert torch.equal(denoiser(x_t, t, c), denoiser(x_t + 1, t / 2, c))
+        found = denoise(codec, x_t, torch.ones(2), c, 0 * rho) * codec.g_s.scale
+        q = (c.quality * 252).round().long()
+        c.quality = q / 252
+        expected = codec.posterior_mean(c.prompt, c.s_hat, q, c.residual)
+        assert torch.equal(denoise(codec, x_t, t, c, rho), denoise(codec, x_t + 1, t, c, rho))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_flow_is_learnt_from_noise_and_time() -> None:
     torch.manual_seed(0)
-    codec = small_codec()
-    model = DiffusionCodec(codec)
-    assert not any(p.requires_grad for p in model.codec.parameters())
-    assert not model.train().codec.training
+    codec = only_student(deaf_codec())
+    trained = {n.split(".")[0] for n, p in codec.named_parameters() if p.requires_grad}
+    assert trained == {"g_s"}
     x_0 = torch.randn(2, 48, 16, 16)
-    loss = flow_loss(
-        model.denoiser, x_0, condition(), torch.tensor([0.9, 0.01]), torch.randn_like(x_0)
-    )
+    loss = flow_loss(codec, x_0, condition(), torch.tensor([0.9, 0.01]), torch.randn_like(x_0))
     assert loss.shape == (2,)
     assert loss[1] > 100 * loss[0], "velocities weigh errors at small t"
     loss.sum().backward()
     for name in ("time", "noise16", "noise4", "noise8"):
-        gradient = model.denoiser.get_submodule(name).weight.grad
+        gradient = codec.g_s.get_submodule(name).weight.grad
         assert gradient is not None and gradient.abs().max() > 0, name
+
+
+def test_conditions_with_and_without_a_residual() -> None:
+    """In one batch, each as it is alone; bits are those of the file."""
+    codec = small_codec()
+    image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
+    bands = split_bands(image).repeat(2, 1, 1, 1)
+    q = torch.tensor([60, 180])
+    with torch.no_grad():
+        both, bits = condition_of(codec, bands, q)
+        for i in range(2):
+            alone, size = condition_of(codec, bands[:1], q[i : i + 1])
+            torch.testing.assert_close(
+                both.of(torch.tensor([i])).prompt, alone.prompt, atol=0.1, rtol=0
+            )
+            assert float(bits[i]) == pytest.approx(float(size[0]), rel=0.05)
+        base = codec.base(bands[:1])
+        _, more = codec.code_left(base, q[1:])
+    assert not both.residual[0].any() and both.residual[1].any()
+    assert float(bits[1]) > float(more[0]) > 0
+    assert both.quality.tolist() == pytest.approx([60 / 252, 180 / 252])
 
 
 def test_conditions_are_repeated_sample_by_sample() -> None:
@@ -122,8 +150,7 @@ def test_conditions_are_repeated_sample_by_sample() -> None:
     many = c.repeated(3)
     assert many.prompt.shape[0] == 6
     assert torch.equal(many.prompt[0], many.prompt[2]) and torch.equal(many.s_hat[3], c.s_hat[1])
-    assert many.residual is not None and len(many.residual) == 6
-    assert condition().repeated(2).residual is None
+    assert torch.equal(many.residual[5], c.residual[1])
 
 
 def test_training_resumes_and_draws(
@@ -149,12 +176,18 @@ def test_training_resumes_and_draws(
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
     for name, value in codec.state_dict().items():
-        assert torch.equal(again.model.codec.state_dict()[name], value), "it stays as it was"
+        if not name.startswith("g_s."):
+            assert torch.equal(again.model.state_dict()[name], value), "it stays as it was"
     model = again.ema_model()
+    with torch.no_grad():  # a few steps from deafness it may not hear the noise yet
+        model.g_s.noise4.weight.add_(0.1 * torch.randn_like(model.g_s.noise4.weight))
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
-    told = condition_of(model.codec, split_bands(image), torch.tensor([60]))
-    a, b = decode(model, told, 2, 4, 1.5)
-    assert a.shape == (3, 64, 64) and not torch.equal(a, b)
-    assert torch.equal(decode(model, told, 2, 4, 1.5)[1], b), "a seed is a face"
-    plots(model, again.val, 1, tmp_path / "plots", 1.5)
+    with torch.no_grad():
+        told, _ = condition_of(model, split_bands(image), torch.tensor([60]))
+    a, b = draw(model, told, 4, seeds=2)
+    assert a.shape == (3, 64, 64) and not torch.allclose(a, b, atol=0.5)
+    torch.testing.assert_close(draw(model, told, 4, first=1)[0], b, rtol=0, atol=0.5)
+    zero = [draw(model, told, 4, first=i, realism=0.0) for i in range(2)]
+    torch.testing.assert_close(*zero, rtol=0, atol=0.01)
+    plots(model, again.val, 1, tmp_path / "plots")
     assert {p.name for p in (tmp_path / "plots").iterdir()} == {"seeds.png", "steps.png"}

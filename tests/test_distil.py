@@ -8,18 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_diffusion import condition
 from test_export_networks import SMALL, small_codec
 from torch import Tensor, nn
 
 from export.data import BatchKind, FaceSampler, read_index
-from export.diffusion import Denoiser
+from export.diffusion import deafen
 from export.distil import (
     DistilSettings,
     DistilTrainer,
     FeatureDiscriminator,
-    StepStudent,
-    StudentCodec,
     hinge_discriminator,
     hinge_generator,
 )
@@ -61,22 +58,6 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.train_teacher.SIZE", 64)
 
 
-def test_realism_is_told_and_scales_the_noise() -> None:
-    codec = small_codec()
-    student = StepStudent(codec.config)
-    student.load_state_dict({**student.state_dict(), **Denoiser.of_student(codec).state_dict()})
-    with torch.no_grad():
-        for p in student.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-    model = StudentCodec(codec, student)
-    c, (a, b) = condition(), torch.randn(2, 2, 48, 16, 16)
-    with torch.no_grad():
-        zero = [model.decode(c, noise, torch.zeros(2), 2, 1.5) for noise in (a, b)]
-        half, one = (model.decode(c, a, torch.full((2,), rho), 2, 1.5) for rho in (0.5, 1.0))
-    assert torch.equal(*zero)
-    assert not torch.allclose(half, one) and not torch.allclose(half, zero[0])
-
-
 def test_hinge_losses() -> None:
     high, low = [torch.full((2, 1, 3, 3), 2.0)], [torch.full((2, 1, 3, 3), -2.0)]
     assert hinge_discriminator(high, low) == 0
@@ -98,40 +79,57 @@ def test_detailed_crops_are_sharp_and_not_enlarged(face_folder: Path) -> None:
     assert min(energies) > 0.5 * max(energies)
 
 
+def distilling(folder: Path, face_folder: Path, **changed: object) -> DistilTrainer:
+    """A run on a small codec and a teacher that is its fidelity decoder."""
+    codec = small_codec(replace(SMALL, w16=48))
+    torch.save({"config": codec.config_dict(), "ema": codec.state_dict()}, folder / "codec.pt")
+    deafen(codec)
+    torch.save({"config": codec.config_dict(), "ema": codec.state_dict()}, folder / "teacher.pt")
+    settings = DistilSettings(
+        batch_128=4, large_share=0.0, sharp_share=1.0, quality=(10, 90), validate_q=60,
+        teacher_share=0.5, teacher_steps=2, residual_share=0.3, **changed,  # type: ignore[arg-type]
+    )  # fmt: skip
+    args = argparse.Namespace(
+        codec=str(folder / "codec.pt"), teacher=str(folder / "teacher.pt"), weights="",
+        data=str(face_folder), out=str(folder / "run"), init=None, minutes=0.15,
+        validate_every=60.0, validate_count=1, override={},
+    )  # fmt: skip
+    return DistilTrainer(args, settings)
+
+
 def test_training_learns_resumes_and_judges(
     face_folder: Path, tmp_path: Path, stand_ins: None
 ) -> None:
-    codec = small_codec(replace(SMALL, w16=48))
-    torch.save({"config": codec.config_dict(), "ema": codec.state_dict()}, tmp_path / "codec.pt")
-    denoiser = {f"denoiser.{k}": v for k, v in Denoiser.of_student(codec).state_dict().items()}
-    ema = {**{f"codec.{k}": v for k, v in codec.state_dict().items()}, **denoiser}
-    torch.save({"config": codec.config_dict(), "ema": ema}, tmp_path / "teacher.pt")
-    settings = DistilSettings(
-        batch_128=4, large_share=0.0, sharp_share=1.0, quality=(10, 90), validate_q=60,
-        teacher_share=0.5, teacher_steps=2,
-    )  # fmt: skip
-    args = argparse.Namespace(
-        codec=str(tmp_path / "codec.pt"), teacher=str(tmp_path / "teacher.pt"), weights="",
-        data=str(face_folder), out=str(tmp_path / "run"), init=None, minutes=0.15,
-        validate_every=60.0, validate_count=1, override={},
-    )  # fmt: skip
-    trainer = DistilTrainer(args, settings)
+    trainer = distilling(tmp_path, face_folder)
+    before = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
     judges = [p.detach().clone() for p in trainer.discriminator.parameters()]
     trainer.run()
     assert trainer.step >= 2
     moved = zip(judges, trainer.discriminator.parameters(), strict=True)
     assert any(not torch.equal(a, b) for a, b in moved)
-    for name, value in codec.state_dict().items():
-        assert torch.equal(trainer.model.codec.state_dict()[name], value), "it stays as it was"
-    student = trainer.model.student.state_dict()
-    assert not torch.equal(student["high.weight"], codec.g_s.state_dict()["high.weight"])
+    for name, value in trainer.model.state_dict().items():
+        assert name.startswith("g_s.") or torch.equal(before[name], value), "it stays as it was"
+    assert not torch.equal(trainer.model.g_s.high.weight, before["g_s.high.weight"])
     rows = (tmp_path / "run" / "curve.tsv").read_text().splitlines()
     assert [tuple(map(float, row.split("\t")[3:5])) for row in rows] == [
         (1, 0), (1, 0.5), (1, 1), (2, 1), (4, 1)
     ]  # fmt: skip
-    again = DistilTrainer(args, DistilSettings())
-    assert again.step == trainer.step and again.settings == settings
+    again = DistilTrainer(trainer.args, DistilSettings())
+    assert again.step == trainer.step and again.settings == trainer.settings
     for a, b in zip(
         again.discriminator.parameters(), trainer.discriminator.parameters(), strict=True
     ):
         assert torch.equal(a, b)
+
+
+def test_end_to_end_the_compressor_learns_too(
+    face_folder: Path, tmp_path: Path, stand_ins: None
+) -> None:
+    trainer = distilling(tmp_path, face_folder, end_to_end=True)
+    loss, logs = trainer.loss(0.0)
+    loss.backward()
+    assert logs["bpp"] > 0
+    for part in ("g_a.stem.weight", "g_s.high.weight", "entropy.h_s_y.0.weight"):
+        gradient = trainer.model.get_parameter(part).grad
+        assert gradient is not None and gradient.abs().max() > 0, part
+    assert trainer.model.entropy.residual_gains.log2_gain.grad is None

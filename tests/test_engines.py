@@ -30,7 +30,8 @@ def synthesis_inputs(model: Model, hy: int, wy: int, seed: int = 0) -> dict[str,
         ),
         "residual": random.normal(0.0, 1.0, (1, entropy.num_residual, hy, wy)).astype(np.float32),
         "s_hat": random.integers(-2, 3, (1, entropy.num_s)).astype(np.float32),
-        "noise": random.normal(0.0, 1.0, (1, 48, 4 * hy, 4 * wy)).astype(np.float32),
+        "t": np.array([0.8], np.float32),
+        "x_t": random.normal(0.0, 1.0, (1, 48, 4 * hy, 4 * wy)).astype(np.float32),
         "realism": np.array([0.7], np.float32),
         "quality": np.array([0.4], np.float32),
     }
@@ -74,7 +75,9 @@ def test_unknown_engine(name: str) -> None:
 class FakeRuntime:
     """An ONNX Runtime with the providers of a Jetson, of which it starts those in `working`."""
 
-    SessionOptions = SimpleNamespace
+    class SessionOptions(SimpleNamespace):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            assert (key, value) == ("session.force_spinning_stop", "1")
 
     def __init__(self, working: list[str]) -> None:
         self.working = working
@@ -159,12 +162,13 @@ def test_ports(engine: str, model: Model) -> None:
     assert sorted(analysis.outputs) == ["s", "y", "z"]
     synthesis = load_graph(model.read(SYNTHESIS), engine, 1)
     assert sorted(synthesis.inputs) == [
-        "noise",
         "prompt",
         "quality",
         "realism",
         "residual",
         "s_hat",
+        "t",
+        "x_t",
     ]
     assert list(synthesis.outputs) == ["bands"]
 

@@ -107,3 +107,13 @@ def test_kiosk_explains_a_budget_that_is_too_small(
     missing = run_python(script, "missing.png", "card.fsd")
     assert missing.returncode == 1
     assert b"cannot read missing.png" in missing.stderr
+
+
+def test_the_gallery(repository: Path, run_python: RunPython, tmp_path: Path) -> None:
+    result = run_python(repository / "scripts" / "gallery.py", "--output", "gallery")
+    assert result.returncode == 0, result.stderr.decode()
+    by_budget, by_steps = (
+        cv2.imread(str(tmp_path / "gallery" / name)) for name in ("astronaut.png", "steps.png")
+    )
+    assert by_budget is not None and by_budget.shape[1] > 5 * 256 and by_budget.shape[0] > 4 * 256
+    assert by_steps is not None and by_steps.shape[1] > 4 * 256 and by_steps.shape[0] > 3 * 256

@@ -21,8 +21,8 @@ from export.networks import (
     ModelConfig,
     codec_from_dict,
     merge_bands,
-    quality_dial,
     split_bands,
+    time_features,
 )
 from export.optim import orthogonalise
 from export.pack import pack
@@ -34,7 +34,7 @@ from fasdiff_edge import Decoder, Encoder, _core
 from fasdiff_edge.bitstream import unpack
 from fasdiff_edge.models import load_model
 
-HALF = torch.tensor([0.5])  # a quality
+HALF, ONE = torch.tensor([0.5]), torch.ones(1)  # a quality, a time
 SMALL = ModelConfig(
     w4=16,
     w8=16,
@@ -86,7 +86,7 @@ def test_what_the_student_is_told_of_the_residual() -> None:
     """It is added to the picture, and seen; where there is none, nothing changes."""
     codec = small_codec()
     prompt, s, noise = torch.randn(1, 20, 4, 4), torch.randn(1, 4), torch.zeros(1, 48, 16, 16)
-    dials = torch.zeros(1), HALF
+    dials = ONE, torch.zeros(1), HALF
     residual = torch.randn(1, 8, 4, 4)
     with torch.no_grad():
         without = codec.synthesise(prompt, s, noise, *dials)
@@ -102,28 +102,39 @@ def test_what_the_student_is_told_of_the_residual() -> None:
 
 def test_realism_zero_ignores_the_noise_and_one_does_not() -> None:
     codec = small_codec()
-    prompt, s = torch.randn(1, 20, 4, 4), torch.randn(1, 4)
-    a, b = torch.randn(2, 1, 48, 16, 16)
+    prompt, s, q = torch.randn(1, 20, 4, 4), torch.randn(1, 4), torch.tensor([60])
+    noises = torch.randn(2, 1, 48, 16, 16)
     with torch.no_grad():
-        zero = [codec.g_s(prompt, s, n, torch.zeros(1), HALF) for n in (a, b)]
-        one = [codec.g_s(prompt, s, n, torch.ones(1), HALF) for n in (a, b)]
+        zero = [codec.one_step(prompt, s, torch.zeros(1), noise, q) for noise in noises]
+        one = [codec.one_step(prompt, s, ONE, noise, q) for noise in noises]
+        assert torch.equal(codec.posterior_mean(prompt, s, q), zero[0])
     assert torch.equal(*zero)
     assert not torch.equal(*one)
 
 
-def test_semantics_and_quality_modulate_the_decoder() -> None:
+def test_semantics_time_and_quality_modulate_the_decoder() -> None:
     codec = small_codec()
-    prompt, noise = torch.randn(1, 20, 4, 4), torch.zeros(1, 48, 16, 16)
+    prompt, s = torch.randn(1, 20, 4, 4), torch.eye(4)[:1] * 5
+    x_t, rho, t = torch.randn(1, 48, 16, 16), ONE, torch.tensor([0.7])
     with torch.no_grad():
-        by_s = [
-            codec.g_s(prompt, s, noise, torch.ones(1), HALF) for s in torch.eye(4)[:2, None] * 5
-        ]
-        by_q = [
-            codec.g_s(prompt, torch.zeros(1, 4), noise, torch.ones(1), torch.tensor([quality]))
-            for quality in (0.1, 0.9)
-        ]
-    assert not torch.equal(*by_s)
-    assert not torch.equal(*by_q)
+        plain, *changed = (
+            codec.g_s(prompt, *told)
+            for told in (
+                (s, x_t, t, rho, HALF),
+                (-s, x_t, t, rho, HALF),
+                (s, x_t, t / 2, rho, HALF),
+                (s, x_t, t, rho / 2, HALF),
+                (s, x_t, t, rho, HALF / 2),
+            )
+        )
+    for other in changed:
+        assert not torch.allclose(plain, other, atol=1e-4)
+
+
+def test_at_the_first_step_time_says_nothing() -> None:
+    """A codec that has learnt one step keeps what it does when it is told the time."""
+    assert torch.equal(time_features(torch.ones(2)), torch.zeros(2, 12))
+    assert time_features(torch.tensor([0.5])).abs().max() > 0.5
 
 
 def test_every_parameter_gets_a_gradient() -> None:
@@ -138,8 +149,9 @@ def test_every_parameter_gets_a_gradient() -> None:
     )
     base = codec.base(split_bands(image), bf16=False)
     refined, bits = codec.refine(base, torch.tensor([200]), bf16=False)
+    later = codec.synthesise(base.prompt, base.s_hat, torch.randn_like(out), HALF, ONE, HALF)
     bits = sum(v.sum() for v in parts.values()) + bits.sum()
-    (out.square().mean() + refined.square().mean() + bits).backward()
+    (out.square().mean() + refined.square().mean() + later.square().mean() + bits).backward()
     dead = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert dead == []
 
@@ -187,7 +199,7 @@ def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: floa
         assert same.mean() > 0.98  # float32 in two engines: a level may differ
     with torch.no_grad():
         told = torch.from_numpy(entropy.residual(levels, int(q)))[None]
-        out = codec.synthesise(prompt, s_hat, nothing, torch.zeros(1), quality_dial(q), told)
+        out = codec.posterior_mean(prompt, s_hat, q, told)
     decoded = Decoder(tmp_path, "onnxruntime", realism=0.0, threads=1).decode(file)
     expected = merge_bands(out)[0].clamp(0, 255).numpy().transpose(1, 2, 0)
     assert np.abs(decoded - expected).max() <= 0.6  # it was rounded

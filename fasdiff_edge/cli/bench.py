@@ -42,6 +42,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--sizes", type=_numbers, default=[256, 512], metavar="N,...", help="pixels (256,512)"
     )
+    parser.add_argument(
+        "--steps",
+        type=_numbers,
+        metavar="N,...",
+        help="of the sampler (all that the model supports)",
+    )
     parser.add_argument("--max-bytes", type=int, default=1000, metavar="N", help="budget (1000)")
     parser.add_argument("--repeats", type=int, default=100, metavar="N", help="(100)")
     parser.add_argument(
@@ -117,7 +123,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
             image = read_picture(data)
     models = benchmark.by_precision(args.models or ["edge"])
     options = {"models": models, "max_bytes": args.max_bytes, "repeats": args.repeats}
-    rows = benchmark.configurations(engines, args.threads, args.sizes, models)
+    rows = benchmark.configurations(engines, args.threads, args.sizes, models, args.steps)
     machine = benchmark.machine()
     results = []
     with tqdm(total=len(rows), unit="configuration", file=sys.stderr) as bar:
@@ -177,7 +183,10 @@ def _plot(report: dict[str, Any], path: str) -> None:
     pyplot = _pyplot()
     rows = report["results"]
     names = list(rows[0]["stages"])
-    labels = [f"{r['engine']} {r['threads']}t\n{r['size']}x{r['size']}" for r in rows]
+    labels = [
+        f"{r['engine']} {r['threads']}t\n{r['precision']}\n{r['size']}x{r['size']}, {r['steps']}"
+        for r in rows
+    ]
     figure, axes = pyplot.subplots(figsize=(2.5 + 1.1 * len(rows), 5))
     bottom = [0.0] * len(rows)
     for name in names:

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .. import cpu
 from ..bitstream import MAX_QUALITY
 from ..entropy_model import EntropyModel
 from ..errors import ModelError
+from ..frequency import NUM_BANDS
 
 MANIFEST_FORMAT = 1
 REFERENCE_SIDE = 256  # pixels
@@ -43,6 +47,7 @@ class Model:
       entropy: the integer entropy model; `entropy.model_id` is the model's id.
       precision: of the graphs: "float32", or "int8" (QDQ).
       num_steps: the numbers of sampler steps that the synthesis graph supports.
+      time_shift, deviations: of the sampler (`sampler.Schedule`).
       min_quality_before_downscale: 0..63; the budget search would rather code a smaller image
         than go below this quality, at 256x256.
       min_quality_per_octave: what is added to it for each doubling of both sides: the same
@@ -55,6 +60,8 @@ class Model:
     entropy: EntropyModel
     precision: str
     num_steps: tuple[int, ...]
+    time_shift: float
+    deviations: NDArray[np.float32]
     min_quality_before_downscale: float
     min_quality_per_octave: float
 
@@ -93,6 +100,8 @@ def load_model(model: str | os.PathLike[str]) -> Model:
         model_id = str(manifest["model_id"])
         precision = str(manifest.get("precision", "float32"))
         num_steps = tuple(int(value) for value in manifest["num_steps"])
+        time_shift = float(manifest["time_shift"])
+        deviations = np.array(manifest["deviations"], np.float32)
         min_quality = float(manifest["min_quality_before_downscale"])
         per_octave = float(manifest["min_quality_per_octave"])
         shape = {key: int(manifest[key]) for key in ("num_s", "num_z", "num_y")}
@@ -112,6 +121,12 @@ def load_model(model: str | os.PathLike[str]) -> Model:
                 f"{directory / MANIFEST}: {key} is {expected}, "
                 f"but the entropy model has {getattr(entropy, key)}"
             )
+    positive = np.array([*num_steps, time_shift, *deviations.ravel()], np.float64)
+    if deviations.shape != (NUM_BANDS,) or not np.all((positive > 0) & np.isfinite(positive)):
+        raise ModelError(
+            f"{directory / MANIFEST}: num_steps, time_shift or deviations are not positive, or "
+            f"there are not {NUM_BANDS} deviations"
+        )
     if not num_steps or not all(0 <= v <= MAX_QUALITY / 4 for v in (min_quality, per_octave)):
         raise ModelError(f"{directory / MANIFEST}: num_steps or quality out of range")
     return Model(
@@ -121,6 +136,8 @@ def load_model(model: str | os.PathLike[str]) -> Model:
         entropy=entropy,
         precision=precision,
         num_steps=num_steps,
+        time_shift=time_shift,
+        deviations=deviations,
         min_quality_before_downscale=min_quality,
         min_quality_per_octave=per_octave,
     )
