@@ -115,11 +115,6 @@ def times(steps: int, shift: float = TIME_SHIFT) -> list[float]:
     return [shift * t / (1 + (shift - 1) * t) for t in even]
 
 
-def step(x_t: Tensor, clean: Tensor, t: float, after: float) -> Tensor:
-    """x_t' of x_t and x_hat_0: Euler's step."""
-    return (after / t) * x_t + (1 - after / t) * clean
-
-
 @torch.no_grad()
 def sample(
     denoiser: Callable[[Tensor, Tensor, Condition], Tensor],
@@ -134,7 +129,8 @@ def sample(
     """
     x_t = start
     for now, after in zip(t[:-1], t[1:], strict=True):
-        x_t = step(x_t, denoiser(x_t, torch.full((len(x_t),), now), c), now, after)
+        clean = denoiser(x_t, torch.full((len(x_t),), now), c)
+        x_t = (after / now) * x_t + (1 - after / now) * clean
     return x_t
 
 

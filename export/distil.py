@@ -31,24 +31,31 @@ from torch import Tensor, nn
 
 from export.data import BatchKind, Face, FaceSampler, read_index
 from export.diffusion import (
+    Condition,
     condition_of,
     deafen,
     decode,
     denoise,
     only_student,
+    sample,
     sharpness,
-    step,
     times,
 )
 from export.losses import IdentityLoss, PerceptualLoss, feature_distance
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
-from export.train import REFERENCE_LAMBDA, draw_refined, feature_share, focus, rate_lambda
+from export.train import (
+    BALANCE,
+    REFERENCE_LAMBDA,
+    draw_refined,
+    feature_share,
+    focus,
+    rate_lambda,
+)
 from export.train import Settings as CodecSettings
 from export.train_teacher import coded, draw
 from export.training import Run, RunSettings
 
 STEP_COUNTS = (1, 2, 4)
-BALANCE = 0.6
 SHIFT = 16  # pixels, the student's coarsest grid
 
 
@@ -201,15 +208,14 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         noise = torch.randn_like(bands)
         schedule = times(self.draw_steps())
         index = int(self.rng.integers(len(schedule) - 1))
+
+        def student(x_t: Tensor, t: Tensor, told: Condition) -> Tensor:
+            return denoise(self.model, x_t, t, told, realism)
+
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            x_t = realism[:, None, None, None] * noise
-            with torch.no_grad():
-                for now, after in zip(schedule[:index], schedule[1:], strict=False):
-                    t = torch.full((count,), now)
-                    clean = denoise(self.model, x_t, t, condition, realism)
-                    x_t = step(x_t, clean, now, after)
-            t = torch.full((count,), schedule[index])
-            clean = denoise(self.model, x_t, t, condition, realism)
+            start = realism[:, None, None, None] * noise
+            x_t = sample(student, condition, start, schedule[: index + 1])
+            clean = student(x_t, torch.full((count,), schedule[index]), condition)
         out = clean * self.model.g_s.scale
         weight = focus(self.compressor, near, q, self.model.config.entropy.residual_from)
         mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2

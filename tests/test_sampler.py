@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from export.diffusion import times as trained_times
 from fasdiff_edge.sampler import Array, Prompt, Schedule, sample
 
 EMPTY = np.zeros((1, 1, 1, 1), np.float32)
@@ -23,6 +24,7 @@ def test_times_fall_from_one_to_zero(num_steps: int) -> None:
     shifted = Schedule(num_steps, 1.5, DEVIATIONS).times()
     assert shifted[0] == 1 and shifted[-1] == 0 and sorted(shifted, reverse=True) == shifted
     assert all(a > b for a, b in zip(shifted[1:-1], even[1:-1], strict=True))
+    assert shifted == pytest.approx(trained_times(num_steps, 1.5))
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 4])
