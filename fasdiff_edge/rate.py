@@ -3,7 +3,7 @@
 The analysis graph runs once per scale; only rounding and coding repeat. Bytes grow about
 exponentially with quality, so the search is a secant on log bytes, started from a cheap estimate
 made from the latents and kept honest by a bracket: it ends when a quality fits and the next one
-does not.
+does not. Two qualities are looked at in a round, which two cores code side by side.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ESTIMATE_SAMPLES = 4096  # latents looked at
-_SECANT_PASSES = 8  # before the search falls back to halving the bracket
+_SECANT_ROUNDS = 5  # before the search falls back to halving the bracket
+_FIRST_GAP = 6  # between the two qualities of the first round
+_FAR = 6  # steps from what is known after which the gap grows by one
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Search:
 
 
 def find_quality(
-    code: Callable[[int], bytes],
+    code: Callable[[Sequence[int]], Sequence[bytes]],
     limit: int,
     lowest: int,
     highest: int,
@@ -44,7 +46,7 @@ def find_quality(
     """Find the largest quality whose payload fits.
 
     Args:
-      code: payload at a quality.
+      code: payloads at one or two qualities, rising.
       limit: bytes that the payload may have; may be negative (nothing fits then).
       lowest, highest: inclusive range of quality, in quarter steps.
       estimate: (quality, log of predicted bytes), at least two, both strictly rising. Only its
@@ -59,27 +61,36 @@ def find_quality(
     search = Search()
     fits, fails = lowest - 1, highest + 1
     offsets: dict[int, float] = {}  # log bytes seen, less predicted, by quality
-    side, margin = 0, 0
+    rounds, miss = 0, 0  # miss: how many rounds running have left the edge above (or below: < 0)
     while fails - fits > 1:
         # Shift the prediction by what was seen, linearly between the ends of the bracket.
         ends = [end for end in (fits, fails) if end in offsets]
         shift = np.interp(at, ends, [offsets[end] for end in ends]) if ends else 0.0
-        if len(search.sizes) < _SECANT_PASSES:
-            # After two misses on one side aim further to the other, to close the bracket.
-            quality = math.floor(_solve(at, prior + shift, target)) + side * margin
+        quality, gap = (fits + fails) // 2, 1
+        if rounds < _SECANT_ROUNDS:
+            quality = math.floor(_solve(at, prior + shift, target))
+            far = abs(quality - ends[0]) if len(ends) == 1 else 0
+            gap = 1 + far // _FAR if ends else _FIRST_GAP
+            # After misses on one side look further to the other, to close the bracket.
+            gap <<= max(0, abs(miss) - 1)
+            quality += (miss > 0) * gap // 2 - (miss < 0) * gap // 2
+        pair = {quality - gap // 2, quality - gap // 2 + gap}
+        pair = {min(max(q, fits + 1), fails - 1) for q in pair}
+        rounds += 1
+        fitting = 0
+        for q, payload in zip(sorted(pair), code(sorted(pair)), strict=True):
+            search.sizes[q] = len(payload)
+            offsets[q] = math.log(max(len(payload), 1)) - float(np.interp(q, at, prior))
+            if len(payload) <= limit:
+                search.quality, search.payload = q, payload
+                fits, fitting = q, fitting + 1
+        fails = min((q for q in pair if fits < q), default=fails)
+        if 0 < fitting < len(pair):
+            miss = 0
+        elif fitting:
+            miss = max(miss, 0) + 1
         else:
-            quality = (fits + fails) // 2
-        quality = min(max(quality, fits + 1), fails - 1)
-        payload = code(quality)
-        search.sizes[quality] = len(payload)
-        offsets[quality] = math.log(max(len(payload), 1)) - float(np.interp(quality, at, prior))
-        if len(payload) <= limit:
-            search.quality, search.payload = quality, payload
-            fits, now = quality, 1
-        else:
-            fails, now = quality, -1
-        margin = 2 * margin + 1 if now == side else 0
-        side = now
+            miss = min(miss, 0) - 1
     return search
 
 
