@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -284,15 +285,18 @@ std::tuple<py::array_t<int32_t>, py::array_t<int32_t>, py::array_t<int32_t>> Lev
           Array(base.y(), {channels(base.y(), size.y_plane()), size.hy, size.wy})};
 }
 
-py::bytes EncodeResidualPy(const CodedBase& base, const py::array& residual, int q) {
+py::bytes EncodeResidualPy(const CodedBase& base, const py::array& residual, int q,
+                           const std::optional<py::array>& prices) {
   const LatentSize size = base.size();
   const int32_t* levels =
       Data<int32_t>(residual, "residual", {base.num_residual(), size.hy, size.wy});
+  const int32_t* of_position =
+      prices ? Data<int32_t>(*prices, "prices", {size.hy, size.wy}) : nullptr;
   std::vector<uint8_t> payload;
   Status status;
   {
     py::gil_scoped_release release;
-    status = base.Encode(levels, q, &payload);
+    status = base.Encode(levels, of_position, q, &payload);
   }
   Check(status);
   return ToBytes(payload);
@@ -409,7 +413,8 @@ PYBIND11_MODULE(_core, m) {
 
   py::class_<CodedBase>(m, "CodedBase")
       .def_property_readonly("levels", &LevelsPy)
-      .def("encode", &EncodeResidualPy, py::arg("residual"), py::arg("q"));
+      .def("encode", &EncodeResidualPy, py::arg("residual"), py::arg("q"),
+           py::arg("prices") = py::none());
 
   m.def("range_encode", &RangeEncodePy, py::arg("symbols"), py::arg("table_indexes"),
         py::arg("model"));

@@ -6,6 +6,7 @@ namespace fasdiff {
 namespace {
 
 constexpr int kMaxActivation = 127;
+constexpr int32_t kMaxPrice = 65535;
 
 // Levels that exist: those of symbols of 16 bits.
 struct LevelRange {
@@ -404,18 +405,18 @@ int32_t Log2(uint32_t n) {
   return bits;
 }
 
-// 128 times the squared error of a value in 1/16 of a symbol, plus 15 times its bits in 1/256: the
-// slope of distortion over rate of a uniform quantiser, 15 / 128 squared symbols a bit.
-int64_t Cost(const CdfTable& table, int32_t value, int64_t error) {
+// 1024 times the squared error of a value in 1/16 of a symbol, plus its bits in 1/256 at a price in
+// 1/1024 of a squared symbol: both in 2^-18.
+int64_t Cost(const CdfTable& table, int32_t value, int64_t error, int32_t price) {
   const int64_t bits = 16 * 256 - Log2(table.Frequency(value - table.offset));
-  return 128 * error * error + 15 * bits;
+  return 1024 * error * error + price * bits;
 }
 
 // The value that codes the level nearest to *level, which becomes that one. Where the prediction is
 // priced, the value next to it towards zero may be worth more: among small neighbours, where a
 // value other than zero is improbable, it takes more to be coded. A level that has a code keeps it.
 int32_t Quantise(const EntropyModel& model, const LevelRange& range, const Prediction& p,
-                 int32_t* level) {
+                 int32_t* level, int32_t price = kPrice) {
   const int32_t unit = 1 << range.unit_bits;
   int32_t value = static_cast<int32_t>(RoundShift(int64_t{*level} - p.base, range.unit_bits));
   if (p.priced && value != 0 && p.base + value * unit != *level) {
@@ -423,8 +424,8 @@ int32_t Quantise(const EntropyModel& model, const LevelRange& range, const Predi
     const int32_t smaller = value < 0 ? value + 1 : value - 1;
     if (table.IsRegular(value) && table.IsRegular(smaller)) {
       const int64_t target = int64_t{*level} - p.base;
-      if (Cost(table, smaller, target - int64_t{smaller} * unit) <
-          Cost(table, value, target - int64_t{value} * unit)) {
+      if (Cost(table, smaller, target - int64_t{smaller} * unit, price) <
+          Cost(table, value, target - int64_t{value} * unit, price)) {
         value = smaller;
       }
     }
@@ -524,13 +525,19 @@ const std::vector<int32_t>& CodedBase::y() const { return state_->y; }
 LatentSize CodedBase::size() const { return state_->size; }
 int CodedBase::num_residual() const { return state_->model.num_y - state_->model.num_base(); }
 
-Status CodedBase::Encode(const int32_t* residual, int q, std::vector<uint8_t>* payload) const {
+Status CodedBase::Encode(const int32_t* residual, const int32_t* prices, int q,
+                         std::vector<uint8_t>* payload) const {
   const EntropyModel& model = state_->model;
   if (q < model.residual_from || q >= model.num_q) return Status::kBadQuality;
   const LevelRange range(model);
   const LatentSize size = state_->size;
   if (!InRange(range, residual, static_cast<size_t>(num_residual()) * size.y_plane())) {
     return Status::kSymbolOutOfRange;
+  }
+  if (prices != nullptr && !std::all_of(prices, prices + size.y_plane(), [](int32_t price) {
+        return price >= 0 && price <= kMaxPrice;
+      })) {
+    return Status::kPriceOutOfRange;
   }
   const size_t first = static_cast<size_t>(model.num_base()) * size.y_plane();
   Predictor predictor = state_->predictor;
@@ -539,7 +546,8 @@ Status CodedBase::Encode(const int32_t* residual, int q, std::vector<uint8_t>* p
   const Status status = ForEachResidualLevel(
       model, size, &predictor, [&](int, size_t at, const Prediction& p, int32_t* level) {
         *level = residual[at - first];
-        EncodeValue(model.tables[p.table], Quantise(model, range, p, level), &encoder);
+        const int32_t price = prices == nullptr ? kPrice : prices[(at - first) % size.y_plane()];
+        EncodeValue(model.tables[p.table], Quantise(model, range, p, level, price), &encoder);
         return Status::kOk;
       });
   encoder.Finish(payload);

@@ -69,6 +69,10 @@ Status EncodeLatents(const EntropyModel& model, const LatentsView& latents, Late
 Status DecodeLatents(const EntropyModel& model, const uint8_t* payload, size_t payload_size,
                      LatentSize size, int q, bool truncated_ok, int32_t* s, int32_t* z, int32_t* y);
 
+// 1024 times the squared symbols that a bit of the residual must buy: 15 / 128, the slope of
+// distortion over rate of a uniform quantiser.
+inline constexpr int32_t kPrice = 120;
+
 // A base that was coded once at the quality from which residuals are coded, for files that differ
 // in their residuals alone: what an encoder needs to see what its base leaves, and then to search
 // for the quality that fits a budget. `model` must outlive it. Its const functions may be called
@@ -89,9 +93,12 @@ class CodedBase {
   LatentSize size() const;
   int num_residual() const;
 
-  // The payload with levels [num_residual(), hy, wy] of a residual at quality q: what EncodeLatents
-  // gives. kBadQuality, also where no residual is coded; kSymbolOutOfRange.
-  Status Encode(const int32_t* residual, int q, std::vector<uint8_t>* payload) const;
+  // The payload with levels [num_residual(), hy, wy] of a residual at quality q. `prices` [hy, wy]
+  // are 1024 times the squared symbols that a bit must buy there, 0..65535: what EncodeLatents
+  // gives where they are null or kPrice everywhere. kBadQuality, also where no residual is coded;
+  // kSymbolOutOfRange; kPriceOutOfRange.
+  Status Encode(const int32_t* residual, const int32_t* prices, int q,
+                std::vector<uint8_t>* payload) const;
 
  private:
   struct State;

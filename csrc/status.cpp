@@ -26,6 +26,8 @@ const char* StatusMessage(Status status) {
       return "a table index is not smaller than the number of tables";
     case Status::kSymbolOutOfRange:
       return "a symbol is outside -32768..32767";
+    case Status::kPriceOutOfRange:
+      return "a price is outside 0..65535";
     case Status::kBadCpuPath:
       return "FASDIFF_CPU names an instruction set that this build or machine does not have";
     case Status::kHeaderTooShort:

@@ -15,6 +15,7 @@ enum class Status : int {
   kBadQuality,
   kBadTableIndex,
   kSymbolOutOfRange,
+  kPriceOutOfRange,
 
   // The environment variable FASDIFF_CPU.
   kBadCpuPath,

@@ -247,12 +247,16 @@ class CodedBase:
     def levels(self) -> tuple[_Int32, _Int32, _Int32]:
         """(s, z, y) as a decoder will have them, zero in the residual. Copies."""
 
-    def encode(self, residual: npt.NDArray[Any], q: int) -> bytes:
-        """What `EntropyModel.encode` gives with these levels in the residual's channels of y.
+    def encode(
+        self, residual: npt.NDArray[Any], q: int, prices: npt.NDArray[Any] | None = None
+    ) -> bytes:
+        """The payload with these levels in the residual's channels of y.
 
         Args:
           residual: int32 [channels of the last group, hy, wy].
           q: quality in quarter steps, residual_from..252.
+          prices: int32 [hy, wy], 1024 times the squared symbols that a bit must buy, 0..65535;
+            None is 120 everywhere, with which `EntropyModel.encode` gives the same.
         Raises:
-          ValueError: wrong dtype, shape or quality, or a level out of range.
+          ValueError: wrong dtype, shape or quality, or a level or price out of range.
         """

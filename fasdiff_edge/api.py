@@ -6,6 +6,8 @@ import math
 import operator
 import os
 import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from . import _core, bitstream, imaging
 from .bitstream import Header
 from .engines import Graph, load_graph
-from .entropy_model import CodedBase, EntropyModel, Levels
+from .entropy_model import CodedBase, EntropyModel, Levels, round_prices
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
@@ -27,6 +29,7 @@ Array = NDArray[np.float32]
 DEFAULT_QUALITY = 32.0
 _NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
 _LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
+_PLAIN = 1.25  # times the estimated bytes of the whole base: a budget for a residual as well
 _ESTIMATE_QUALITIES = range(0, bitstream.MAX_QUALITY + 1, 21)
 
 
@@ -54,9 +57,10 @@ class Encoder:
         threads = _check_threads(threads)
         self._model = load_model(model)
         self._graph = load_graph(self._model.read(ANALYSIS), engine, threads)
-        _check_ports(self._graph, ["bands"], ["y", "z", "s"])
+        _check_ports(self._graph, ["bands"], ["y", "z", "s", "price"])
         self._engine, self._threads = engine, threads
         self._lock = threading.Lock()
+        self._workers = ThreadPoolExecutor(1, "fasdiff-encoder")
         self._closed_loop: tuple[_Student, Graph] | None = None
 
     def encode(
@@ -155,39 +159,76 @@ class Encoder:
         _check_shape("s", outputs["s"], (1, entropy.num_s))
         _check_shape("z", outputs["z"], (1, entropy.num_z, -(-hy // 4), -(-wy // 4)))
         _check_shape("y", outputs["y"], (1, entropy.num_base, hy, wy))
-        return _Latents(bands=bands, s=outputs["s"][0], z=outputs["z"][0], y=outputs["y"][0])
+        _check_shape("price", outputs["price"], (1, 1, hy, wy))
+        return _Latents(
+            bands=bands,
+            s=outputs["s"][0],
+            z=outputs["z"][0],
+            y=outputs["y"][0],
+            prices=round_prices(outputs["price"][0, 0]),
+        )
 
     def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
         """The largest quality in low .. high that fits, where low is below the residual's.
 
         The residual is looked at only where the base does not fill the budget: it takes a student.
+        Where that is plain to see, the base is not searched first.
         """
         entropy = self._model.entropy
-        base, rest = slice(0, entropy.num_base), slice(entropy.num_base, None)
+        base = slice(0, entropy.num_base)
         top = min(high, entropy.residual_from - 1)
         with stage("entropy encode"):
             estimate = estimate_bytes(
                 latents.y, lambda q: entropy.steps(q)[base], _ESTIMATE_QUALITIES
             )
-        found = find_quality(lambda q: self._code(latents, q), limit, low, top, estimate)
-        if found.quality != top or top == high:
+        qualities, logs = np.array(estimate).T
+        base_bytes = math.exp(float(np.interp(top, qualities, logs)))
+        more = Search()
+        if top < high and limit > _PLAIN * base_bytes:
+            more = self._search_residual(latents, limit, top + 1, high, base_bytes)
+            if more.quality is not None:
+                return more
+        found = find_quality(lambda q: self._code_each(latents, q), limit, low, top, estimate)
+        if found.quality != top or top == high or more.sizes:
             return found
-        residual = self._left(latents).residual
-        with stage("entropy encode"):
-            added = estimate_bytes(residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES)
-            estimate = [(q, math.log(len(found.payload) + math.exp(v))) for q, v in added]
-        more = find_quality(lambda q: self._code(latents, q), limit, top + 1, high, estimate)
+        more = self._search_residual(latents, limit, top + 1, high, len(found.payload))
         return more if more.quality is not None else found
 
-    def _code(self, latents: _Latents, quality: int) -> bytes:
+    def _search_residual(
+        self, latents: _Latents, limit: int, low: int, high: int, base_bytes: float
+    ) -> Search:
+        """The largest quality in low .. high that fits, all with a residual, if any does."""
         entropy = self._model.entropy
-        if quality >= entropy.residual_from:
-            left = self._left(latents)
-            with stage("entropy encode"):
-                return left.base.encode(entropy.round_residual(left.residual, quality), quality)
+        residual = self._left(latents).residual
+        rest = slice(entropy.num_base, None)
         with stage("entropy encode"):
+            added = estimate_bytes(residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES)
+            estimate = [(q, math.log(base_bytes + math.exp(v))) for q, v in added]
+        return find_quality(lambda q: self._code_each(latents, q), limit, low, high, estimate)
+
+    def _code(self, latents: _Latents, quality: int) -> bytes:
+        (payload,) = self._code_each(latents, [quality])
+        return payload
+
+    def _code_each(self, latents: _Latents, qualities: Sequence[int]) -> list[bytes]:
+        """Payloads at some qualities, side by side on as many threads as the engine has, or two."""
+        entropy = self._model.entropy
+
+        def code(quality: int) -> bytes:
+            if quality >= entropy.residual_from:
+                left = self._left(latents)
+                residual = entropy.round_residual(left.residual, quality)
+                return left.base.encode(residual, quality, latents.prices)
             levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
             return entropy.encode(levels, quality)
+
+        if max(qualities) >= entropy.residual_from:
+            self._left(latents)  # once, before threads ask for it
+        with stage("entropy encode"):
+            if len(qualities) == 1 or self._threads == 1:
+                return [code(quality) for quality in qualities]
+            others = [self._workers.submit(code, quality) for quality in qualities[1:]]
+            return [code(qualities[0]), *(other.result() for other in others)]
 
     def _residual_graphs(self) -> tuple[_Student, Graph]:
         with self._lock:
@@ -323,13 +364,14 @@ class _Student:
 class _Latents:
     """An image's bands [48, h, w] and the analysis graph's outputs, float32.
 
-    s [S], z [Cz, hz, wz], y [num_base, hy, wy]; `left` once it is known.
+    s [S], z [Cz, hz, wz], y [num_base, hy, wy]; prices int32 [hy, wy]; `left` once it is known.
     """
 
     bands: Array
     s: Array
     z: Array
     y: Array
+    prices: NDArray[np.int32]
     left: _Left | None = None
 
 

@@ -19,6 +19,7 @@ from .errors import BitstreamError, ModelError
 SYMBOL_MIN, SYMBOL_MAX = -32768, 32767
 UPSAMPLING = 4  # z lies on every fourth position of y
 STEP_ONE = 4096  # steps are in Q12: latent units per symbol, times 4096
+_PRICE_ONE, _PRICE_MAX = 1024, 65535  # of a bit, in squared symbols
 
 
 @dataclass(frozen=True)
@@ -186,16 +187,26 @@ class CodedBase:
         s, z, y = core.levels
         self.levels = Levels(s=s, z=z, y=y)  # what a decoder will have; the residual's are zero
 
-    def encode(self, residual: NDArray[np.int32], quality: int) -> bytes:
+    def encode(self, residual: NDArray[np.int32], quality: int, prices: NDArray[np.int32]) -> bytes:
         """Payload of the base and the residual that can be coded nearest to `residual`.
 
         Args:
           residual: levels, int32 [num_residual, hy, wy].
           quality: in quarter steps, at least `residual_from`.
+          prices: as `round_prices` gives them.
         Raises:
           ValueError: another shape or quality, or a level out of range.
         """
-        return self._core.encode(residual, quality)
+        return self._core.encode(residual, quality, prices)
+
+
+def round_prices(price: NDArray[np.float32]) -> NDArray[np.int32]:
+    """What a bit of the residual must buy, float32 [hy, wy] in squared symbols, as integers."""
+    finite = np.nan_to_num(price, nan=0.0, posinf=_PRICE_MAX, neginf=0.0)
+    prices: NDArray[np.int32] = np.rint(np.clip(finite * _PRICE_ONE, 0, _PRICE_MAX)).astype(
+        np.int32
+    )
+    return prices
 
 
 def _units(step: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -159,7 +159,7 @@ def test_run_errors_are_ours(engine: str, model: Model) -> None:
 def test_ports(engine: str, model: Model) -> None:
     analysis = load_graph(model.read(ANALYSIS), engine, 1)
     assert list(analysis.inputs) == ["bands"]
-    assert sorted(analysis.outputs) == ["s", "y", "z"]
+    assert sorted(analysis.outputs) == ["price", "s", "y", "z"]
     synthesis = load_graph(model.read(SYNTHESIS), engine, 1)
     assert sorted(synthesis.inputs) == [
         "prompt",

@@ -312,6 +312,42 @@ def test_a_base_is_coded_once_for_all_residuals() -> None:
         base.encode(residual, first)
 
 
+def test_bits_of_the_residual_have_a_price_at_each_position() -> None:
+    core = _core.EntropyModel(serialize(random_model(6)))
+    q = core.residual_from
+    rng = np.random.default_rng(6)
+    s, z, y = (
+        np.rint(16 * rng.normal(0, 1.5, v.shape)).astype(np.int32)
+        for v in random_symbols(0, 10, 7, q)
+    )
+    base = core.code_base(s, z, y)
+    residual = y[CONFIG.num_y :]
+
+    def away(prices: np.ndarray) -> np.ndarray:
+        """Of what comes back, in sixteenths of a symbol."""
+        decoded = core.decode(base.encode(residual, q, prices), q, *y.shape[1:])[2]
+        found: np.ndarray = np.abs(decoded[CONFIG.num_y :] - residual)
+        return found
+
+    even = np.full(y.shape[1:], 120, np.int32)
+    assert base.encode(residual, q, even) == base.encode(residual, q)
+    assert away(0 * even).max() <= 8, "free: the nearest"
+    dear = even.copy()
+    dear[::2], dear[1::2] = 0, 65535
+    found = away(dear)
+    assert found[:, ::2].max() <= 8 < found[:, 1::2].max() <= 24
+    sizes = [len(base.encode(residual, q, np.full_like(even, p))) for p in (0, 60, 120, 480)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > sizes[-1]
+    for wrong in (-1, 65536):
+        dear[3, 3] = wrong
+        with pytest.raises(ValueError, match="price is outside"):
+            base.encode(residual, q, dear)
+    with pytest.raises(ValueError, match="prices must be"):
+        base.encode(residual, q, even[1:].copy())
+    with pytest.raises(ValueError, match="int32"):
+        base.encode(residual, q, even.astype(np.int64))
+
+
 def test_an_accumulator_that_float32_cannot_hold_is_refused() -> None:
     model = random_model(0, replace(CONFIG, num_features=200))
     serialize(model)
