@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.networks import Base, Codec, quality_dial
+from export.integer_entropy import Coded
+from export.networks import Codec, quality_dial
 
 TIME_SHIFT = 1.5  # of the sampler, as trained and as shipped; see `times`
 _MIN_TIME = 0.02  # below it the loss of the velocity would rule
@@ -44,6 +45,10 @@ class Condition:
         """Every tensor changed."""
         return Condition(*map(change, (self.prompt, self.s_hat, self.quality, self.residual)))
 
+    def only(self, images: Tensor) -> Condition:
+        """The same, with gradients for some of the images alone; bool [B]."""
+        return self.map(lambda v: torch.where(images.view(-1, *[1] * (v.ndim - 1)), v, v.detach()))
+
     def repeated(self, count: int) -> Condition:
         """The same for `count` samples of each image."""
         return self.map(lambda v: v.repeat_interleave(count, 0))
@@ -54,20 +59,23 @@ class Condition:
 
 
 def condition_of(codec: Codec, bands: Tensor, q: Tensor) -> tuple[Condition, Tensor]:
-    """What files of these images say, and their bits [B], differentiably but for the residual.
+    """What files of these images say, and their bits [B], differentiably; not through the base of
+    a residual.
 
     Args:
       bands: float32 [B, 48, h, w]; q: int64 [B], quarter steps, with or without a residual.
     """
     e = codec.entropy
     base_q = q.clamp(max=e.config.residual_from)
-    coded = e.code(*codec.latents(bands, bf16=True), base_q)
+    latents, price = codec.analyse(bands, bf16=True)
+    coded = e.code(*latents, base_q)
     prompt, s_hat = codec.decoded(coded, base_q)
     bits = torch.stack(list(e.bits(*coded).values())).sum(0)
     residual = prompt.new_zeros(len(q), e.config.num_residual, *prompt.shape[2:])
     refined = torch.nonzero(q >= e.config.residual_from)[:, 0]
     if len(refined):
-        base: Base = codec.base(bands[refined])
+        s, z, y = (Coded(*(v[refined].detach() for v in part)) for part in coded)
+        base = codec.decoded_base(bands[refined], (s, z, y), price[refined])
         found, more = codec.code_left(base, q[refined])
         residual = residual.index_add(0, refined, found)
         bits = bits.index_add(0, refined, more)

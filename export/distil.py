@@ -13,7 +13,8 @@ starts from rho * eps, and the network is told rho. At 0 it learns the posterior
   that are sharp at the training size alone.
 
 Later steps are trained on what the student itself made in the earlier ones. `end_to_end` trains the
-compressor with it, by the same losses and the rate; otherwise the files stay what they were.
+compressor with it, by rate and distortion at realism 0: at 1 the features weigh ten times what the
+bits do, and files would grow. Otherwise the files stay what they were.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class DistilSettings(RunSettings):
     realism_shares: tuple[float, float] = (0.55, 0.15)  # of the images: 1, and between 0 and 1
     residual_share: float = 0.15  # of the images are coded with a residual
     end_to_end: bool = False
+    face_weight: tuple[float, float] = (0.5, 2.0)  # as in `export.train.Settings`
     several_steps: float = 0.4  # of the batches are of 2 or 4 steps
     quality: tuple[int, int] = (10, 131)
     validate_q: int = 85
@@ -133,7 +135,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         self.val = read_index(Path(args.data), "val")
         self.perceptual = PerceptualLoss()
         self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx")
-        self.compressor = CodecSettings()
+        self.compressor = CodecSettings(face_weight=s.face_weight)
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         with torch.no_grad():
             channels = [f.shape[1] for f in self.perceptual.features(torch.zeros(1, 3, 64, 64))]
@@ -205,6 +207,9 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         q, realism = self.draw_q(count), self.draw_realism(count)
         with torch.set_grad_enabled(s.end_to_end):
             condition, bits = condition_of(self.model, bands, q)
+        faithful = realism == 0
+        if s.end_to_end:
+            condition = condition.only(faithful)
         noise = torch.randn_like(bands)
         schedule = times(self.draw_steps())
         index = int(self.rng.integers(len(schedule) - 1))
@@ -260,7 +265,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
                 logs["teacher"] = float(away.detach().mean())
         total = distortion + feature_share(relative) * extra
         if s.end_to_end:
-            total = total + bits / size**2
+            total = total + faithful * bits / size**2
         return (total * relative**-BALANCE).mean(), logs
 
     def draw_steps(self) -> int:

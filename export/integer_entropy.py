@@ -203,7 +203,7 @@ class Coded(NamedTuple):
         *,
         given: bool,
         noisy: bool,
-        price: float = 0.0,
+        price: float | Tensor | None = None,
     ) -> Coded:
         """
         Args:
@@ -216,7 +216,7 @@ class Coded(NamedTuple):
         """
         residual = latent if given else latent - mean * 2.0**-MEAN_BITS
         rounded = torch.floor(residual.detach() + 0.5)
-        if price and not given:
+        if price is not None and not given:
             smaller = rounded - rounded.sign()
             costs = [
                 (residual.detach() - v).square() + price * symbol_bits(v, scale.detach())
@@ -399,7 +399,7 @@ class EntropyModel(nn.Module):
         q: Tensor,
         *,
         given: bool = False,
-        price: float = PRICE,
+        price: float | Tensor = PRICE,
     ) -> Coded:
         """The residual as the file carries it, after the `base` that `code` gave at its quality.
 

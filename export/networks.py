@@ -30,6 +30,7 @@ OPPONENT = torch.tensor(
 NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
+FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 UNIT = 8.0  # residual coefficients in a unit of the bands
 
 # Typical standard deviation of each band group in faces: ll2, hl2/lh2/hh2, level 1; per colour.
@@ -147,9 +148,10 @@ class ModelConfig:
 
 
 class Analysis(nn.Module):
-    """Bands [B, 48, h, w] -> y [B, Cy, h/4, w/4], z [B, Cz, hz, wz], s [B, S]; all unrounded.
+    """Bands [B, 48, h, w] -> y [B, Cy, h/4, w/4], z [B, Cz, hz, wz], s [B, S] unrounded; price.
 
-    The base of the high-frequency-sensitive compressor; `ResidualTransform` is the rest.
+    The base of the high-frequency-sensitive compressor; `ResidualTransform` is the rest. The price
+    of that rest's bits, [B, 1, h/4, w/4], is an encoder's choice: see `residual_price`.
     """
 
     scale: Tensor
@@ -168,6 +170,10 @@ class Analysis(nn.Module):
         self.down16 = conv(c.w8, c.w16, 2, 2)
         self.b16 = nn.Sequential(*(ResidualBlock(c.w16) for _ in range(n16)))
         self.to_y = conv(c.w16, e.num_y, 3)
+        # how near the face's landmarks are; `export/train_importance.py` trains it
+        last = conv(32, 1, 3, scale=0.0)
+        nn.init.constant_(last.bias, FAR_OCTAVES / (FAR_OCTAVES + NEAR_OCTAVES))  # type: ignore[arg-type]
+        self.near = nn.Sequential(conv(c.w16, 32, 3), nn.ReLU(), conv(32, 32, 3), nn.ReLU(), last)
         self.h_a = nn.Sequential(
             conv(c.w16, 96, 1),
             nn.ReLU(),
@@ -186,15 +192,19 @@ class Analysis(nn.Module):
         )
         self.to_s = nn.Linear(96, e.num_s)
 
-    def forward(self, bands: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = bands / self.scale
+    def features(self, x: Tensor) -> Tensor:
+        """Scaled bands -> [B, w16, h/4, w/4]."""
         h = self.fuse(F.relu(self.stem(x)))
         h = self.b8(self.down8(self.b4(h)))
-        h = F.relu(self.b16(self.down16(h)))
+        return F.relu(self.b16(self.down16(h)))
+
+    def forward(self, bands: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x = bands / self.scale
+        h = self.features(x)
         s = self.to_s(self.semantics(x[:, :LOW]).mean((2, 3)))
         if not self.has_semantics:
             s = 0 * s
-        return self.to_y(h), self.h_a(h), s
+        return self.to_y(h), self.h_a(h), s, residual_price(self.near(h.detach()).clamp(0, 1))
 
 
 class Student(nn.Module):
@@ -289,37 +299,51 @@ def time_features(t: Tensor) -> Tensor:
 
 
 class ResidualTransform(nn.Module):
-    """What the student leaves, of 16x16 pixels at a time, in an orthonormal basis.
+    """What the student leaves, of 16x16 pixels at a time, as coefficients and back.
 
     The high-frequency path of the compressor: from quality `residual_from` on the encoder decodes
     its own base and codes what is missing, which is nearly all in the high bands of eyes, brows,
-    mouth and hair. The rows of `basis` are the first principal components of such residuals (the
-    Karhunen-Loeve transform), found by `export/train_residual.py`.
+    mouth and hair. Both matrices start as the first principal components of such residuals (the
+    Karhunen-Loeve transform, `export/train_residual.py`), and then learn with everything else.
     """
-
-    basis: Tensor  # [R, 48, 4, 4]
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.register_buffer("basis", torch.eye(16 * NUM_BANDS)[:channels].unflatten(1, (48, 4, 4)))
+        rows = torch.eye(16 * NUM_BANDS)[:channels].unflatten(1, (NUM_BANDS, 4, 4))
+        self.analysis = nn.Parameter(rows.clone())  # [R, 48, 4, 4]
+        self.synthesis = nn.Parameter(rows.clone())
 
     def forward(self, bands: Tensor) -> Tensor:
         """Bands [B, 48, h, w] -> coefficients [B, R, h/4, w/4]; in units of 1/8 of a band's."""
-        return UNIT * F.conv2d(bands, self.basis, stride=4)
+        return UNIT * F.conv2d(bands, self.analysis, stride=4)
 
     def bands(self, coefficients: Tensor) -> Tensor:
-        """The other way: least squares."""
-        weight = self.basis.flatten(1).T[:, :, None, None]
+        """The other way."""
+        weight = self.synthesis.flatten(1).T[:, :, None, None]
         return F.pixel_shuffle(F.conv2d(coefficients * (1 / UNIT), weight), 4)
 
 
 class Base(NamedTuple):
-    """A coded base: s, z, y, what the student is told of them, and what it leaves, as bands."""
+    """A coded base: s, z, y, what the student is told of them, and what it leaves, as bands.
+
+    price: of the bits of what follows, [B, 1, h, w].
+    """
 
     coded: tuple[Coded, Coded, Coded]
     prompt: Tensor
     s_hat: Tensor
     left: Tensor
+    price: Tensor
+
+
+def residual_price(near: Tensor) -> Tensor:
+    """What a bit of the residual must buy, in squared steps; see `Coded.of`.
+
+    Args:
+      near: any shape, 0..1, 1 at the landmarks of the face: there a bit may buy less.
+    """
+    octaves = FAR_OCTAVES - (FAR_OCTAVES + NEAR_OCTAVES) * near
+    return PRICE * torch.exp(octaves * math.log(2))
 
 
 def quality_dial(q: Tensor) -> Tensor:
@@ -340,11 +364,17 @@ class Codec(nn.Module):
         if self.config.quantised:
             quantise_convolutions(self, QUANTISED)
 
-    def latents(self, bands: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """(s, z, y) of bands [B, 48, H/4, W/4], float32, unrounded."""
+    def analyse(
+        self, bands: Tensor, *, bf16: bool = False
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """(s, z, y) and the price of bands [B, 48, H/4, W/4], float32, unrounded."""
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-            y, z, s = self.g_a(bands.contiguous(memory_format=torch.channels_last))
-        return s.float(), z.float(), y.float()
+            y, z, s, price = self.g_a(bands.contiguous(memory_format=torch.channels_last))
+        return (s.float(), z.float(), y.float()), price.float()
+
+    def latents(self, bands: Tensor, *, bf16: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """(s, z, y) of `analyse`."""
+        return self.analyse(bands, bf16=bf16)[0]
 
     def decoded(self, coded: tuple[Coded, Coded, Coded], q: Tensor) -> tuple[Tensor, Tensor]:
         """Prompt [B, Cy + Cz, h, w] and s_hat [B, S] of coded s, z, y."""
@@ -420,33 +450,44 @@ class Codec(nn.Module):
         """The base at its top quality, as the encoder decodes it to see what is left."""
         e = self.entropy
         q = torch.full((len(bands),), e.config.residual_from)
-        coded = e.code(*self.latents(bands, bf16=bf16), q)
+        latents, price = self.analyse(bands, bf16=bf16)
+        return self.decoded_base(bands, e.code(*latents, q), price, bf16=bf16)
+
+    @torch.no_grad()
+    def decoded_base(
+        self, bands: Tensor, coded: tuple[Coded, Coded, Coded], price: Tensor, *, bf16: bool = True
+    ) -> Base:
+        """The same of a base that has been coded."""
+        q = torch.full((len(bands),), self.entropy.config.residual_from)
         prompt, s_hat = self.decoded(coded, q)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             out = self.posterior_mean(prompt, s_hat, q)
-        return Base(coded, prompt, s_hat, bands - out.float())
+        return Base(coded, prompt, s_hat, bands - out.float(), price)
 
-    def code_left(self, base: Base, q: Tensor, *, price: float = PRICE) -> tuple[Tensor, Tensor]:
+    def code_left(
+        self, base: Base, q: Tensor, *, price: float | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """What the file says of what the base leaves, from quality `residual_from` on.
 
         Args:
-          q: int64 [B], quarter steps; price: see `Coded.of`.
+          q: int64 [B], quarter steps; price: in place of the base's.
         Returns:
-          residual [B, R, h, w], as the student takes it, without gradients; bits [B].
+          residual [B, R, h, w], as the student takes it; bits [B].
         """
         e = self.entropy
+        price = base.price if price is None else price
         coded = e.code_residual(base.coded, self.residual(base.left), q, price=price)
-        return e.dequantise(coded, e.residual_gains, q).detach(), coded.bits.sum((1, 2, 3))
+        return e.dequantise(coded, e.residual_gains, q), coded.bits.sum((1, 2, 3))
 
     def refine(
-        self, base: Base, q: Tensor, *, price: float = PRICE, bf16: bool = True
+        self, base: Base, q: Tensor, *, price: float | Tensor | None = None, bf16: bool = True
     ) -> tuple[Tensor, Tensor]:
         """The image with its residual, from quality `residual_from` on, at realism 0.
 
-        Differentiable for the student, and for the residual's networks through the bits.
+        Differentiable but for the base.
 
         Args:
-          q: int64 [B], quarter steps; price: see `Coded.of`.
+          q: int64 [B], quarter steps; price: in place of the base's.
         Returns:
           Decoded bands [B, 48, H/4, W/4] and the bits [B] of the residual.
         """

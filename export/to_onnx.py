@@ -39,11 +39,10 @@ def load_codec(checkpoint: Path) -> tuple[Codec, dict[str, Any]]:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     codec = codec_from_dict(state["config"])
     codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
-    for part in (codec.g_a, codec.g_s):
+    for part in (codec.g_a, codec.g_s, codec.residual):
         for key, p in part.named_parameters():
             if not key.endswith(RANGES):
                 p.data = p.data.half().float()
-    codec.residual.basis.copy_(codec.residual.basis.half().float())
     record = {k: state[k] for k in ("config", "settings", "step", "images", "elapsed")}
     return codec.eval(), record
 
@@ -138,8 +137,13 @@ def export_model(
     export_graph(
         codec.g_a,
         {"bands": torch.zeros(1, NUM_BANDS, 64, 64)},
-        ["y", "z", "s"],
-        {"bands": spatial, "y": {2: "hy", 3: "wy"}, "z": {2: "hz", 3: "wz"}},
+        ["y", "z", "s", "price"],
+        {
+            "bands": spatial,
+            "y": {2: "hy", 3: "wy"},
+            "z": {2: "hz", 3: "wz"},
+            "price": {2: "hy", 3: "wy"},
+        },
         folder / "analysis.onnx",
         of_analysis,
     )

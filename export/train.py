@@ -18,12 +18,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss
-from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
+from export.networks import (
+    Codec,
+    codec_from_dict,
+    frozen_codec,
+    merge_bands,
+    residual_price,
+    split_bands,
+)
 from export.training import Run, RunSettings
 
 MAX_Q = NUM_Q - 1
@@ -39,7 +47,7 @@ class Settings(RunSettings):
     large_share: tuple[float, float] = (0.3, 0.75)
     perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
-    # of the batch that is coded with a residual; `export/train_residual.py` finds its basis first
+    # of the batch that is coded with a residual; `export/train_residual.py` comes first
     residual_share: float = 0.0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
     lambda_min: float = 1e-5
@@ -152,7 +160,9 @@ class Trainer(Run[Codec, Settings]):
         out, parts = self.model(bands[:own], q[:own], realism[:own], noise)
         bits = torch.stack(list(parts.values())).sum(0)
         if refined:
-            more, residual_bits = self.model.refine(self.model.base(bands[own:]), q[own:])
+            price = residual_price(F.avg_pool2d(near[own:, None], 4))
+            base = self.model.base(bands[own:])
+            more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])
         bpp = bits / (size * size)
         weight = focus(s, near, q, first)

@@ -1,8 +1,8 @@
-"""The residual: a basis from what the student leaves, and networks that predict its coefficients.
+"""The residual: a transform from what the student leaves, networks that predict its outcome.
 
     python -m export.train_residual RUN/checkpoint.pt OUT/checkpoint.pt --data FACES --minutes 8
 
-The base stays as it is. The basis is that of the principal components of the residuals of some
+The base stays as it is. The transform is that of the principal components of the residuals of some
 training faces at the quality from which residuals are coded; then the residual's networks learn to
 predict scales and means from the base and from each other, at all qualities above. Prints what the
 residual is worth on some `val` faces, and what it would be without its gate: with every coefficient
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
-from export.integer_entropy import KNOTS, NUM_Q, PRICE, IntegerConv2d
+from export.integer_entropy import KNOTS, NUM_Q, IntegerConv2d
 from export.networks import UNIT, Codec, codec_from_dict, split_bands
 from export.training import ADAM_SCALE, parameter_kind
 
@@ -30,17 +30,19 @@ LEARNING_RATE = 1.2e-3
 HEADER_BYTES = 12
 
 
-def find_basis(codec: Codec, faces: list[Face]) -> float:
-    """Set the basis; returns the share of the residuals' energy that it holds."""
+@torch.no_grad()
+def find_transform(codec: Codec, faces: list[Face]) -> float:
+    """Set the transform; returns the share of the residuals' energy that it holds."""
     total = torch.zeros(768, 768)
     for face in faces:
         bands = split_bands(torch.from_numpy(read_square(face, 256)))
         blocks = F.pixel_unshuffle(codec.base(bands).left, 4).permute(0, 2, 3, 1).reshape(-1, 768)
         total += blocks.T @ blocks
     values, vectors = torch.linalg.eigh(total)
-    kept = codec.residual.basis.shape[0]
-    basis = vectors.T.flip(0)[:kept].half().float()  # as the file holds it
-    codec.residual.basis.copy_(basis.reshape(kept, 48, 4, 4))
+    kept = codec.residual.analysis.shape[0]
+    basis = vectors.T.flip(0)[:kept].reshape(kept, 48, 4, 4)
+    for matrix in (codec.residual.analysis, codec.residual.synthesis):
+        matrix.copy_(basis)
     return float(values.flip(0)[:kept].sum() / values.sum())
 
 
@@ -77,7 +79,7 @@ def train(codec: Codec, faces: list[Face], minutes: float, batch: int) -> None:
         residual = codec.residual(base.left)
         q = torch.from_numpy(rng.integers(first, NUM_Q, len(bands)))
         e.train()
-        coded = e.code_residual(base.coded, residual, q)
+        coded = e.code_residual(base.coded, residual, q, price=base.price)
         loss = coded.bits.sum() / residual[:, 0].numel() / 256  # bits per pixel
         adam.zero_grad()
         loss.backward()
@@ -95,7 +97,7 @@ def train(codec: Codec, faces: list[Face], minutes: float, batch: int) -> None:
 
 @torch.no_grad()
 def measure(
-    codec: Codec, faces: list[Face], qualities: list[int], price: float = PRICE
+    codec: Codec, faces: list[Face], qualities: list[int], price: float | None = None
 ) -> list[tuple[float, float]]:
     """(bytes, PSNR) of files with a residual, means over whole `faces` at 256x256.
 
@@ -103,7 +105,7 @@ def measure(
 
     Args:
       qualities: in quarter steps, at least `residual_from`.
-      price: see `Coded.of`; 0 rounds every coefficient.
+      price: in place of the codec's; 0 rounds every coefficient.
     """
     e = codec.entropy
     e.eval()
@@ -126,11 +128,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with index.csv")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--faces", type=int, default=200, help="for the basis")
+    parser.add_argument("--faces", type=int, default=200, help="for the transform")
     parser.add_argument("--steps", type=float, nargs=2, default=(220.0, 16.0), help="grey levels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=16, help="val faces to report on")
-    parser.add_argument("--keep-basis", action="store_true", help="of the checkpoint")
+    parser.add_argument("--keep-transform", action="store_true", help="of the checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(7)
@@ -140,9 +142,9 @@ def main() -> None:
     codec.requires_grad_(False)
     codec.entropy.residual_passes.requires_grad_(True)
     faces = read_index(args.data, "train")
-    if not args.keep_basis:
-        share = find_basis(codec, faces[:: max(1, len(faces) // args.faces)])
-        print(f"the basis holds {100 * share:.1f} % of the residuals", flush=True)
+    if not args.keep_transform:
+        share = find_transform(codec, faces[:: max(1, len(faces) // args.faces)])
+        print(f"the transform holds {100 * share:.1f} % of the residuals", flush=True)
     set_gains(codec, tuple(args.steps))
     train(codec, faces, args.minutes, args.batch)
     val = read_index(args.data, "val")

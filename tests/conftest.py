@@ -58,6 +58,13 @@ def _draw_portrait(height: int = 256, width: int = 256, seed: int = 0) -> np.nda
     return np.clip(cv2.GaussianBlur(canvas, (0, 0), 1.0) + grain, 0, 255).astype(np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def same_numbers_every_time() -> None:
+    """What a test draws with torch does not depend on the tests before it."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def draw_portrait() -> DrawPortrait:
     """draw_portrait(height=256, width=256, seed=0) -> uint8 RGB [height, width, 3]."""

@@ -145,6 +145,15 @@ def test_conditions_with_and_without_a_residual() -> None:
     assert both.quality.tolist() == pytest.approx([60 / 252, 180 / 252])
 
 
+def test_conditions_learn_from_some_of_the_images() -> None:
+    c = condition(residual=True).map(lambda v: v.requires_grad_())
+    chosen = c.only(torch.tensor([True, False]))
+    assert torch.equal(chosen.prompt, c.prompt)
+    sum(v.sum() for v in (chosen.prompt, chosen.s_hat, chosen.quality)).backward()
+    for v in (c.prompt, c.s_hat, c.quality):
+        assert v.grad is not None and v.grad[0].all() and not v.grad[1].any()
+
+
 def test_conditions_are_repeated_sample_by_sample() -> None:
     c = condition(residual=True)
     many = c.repeated(3)
@@ -180,13 +189,14 @@ def test_training_resumes_and_draws(
             assert torch.equal(again.model.state_dict()[name], value), "it stays as it was"
     model = again.ema_model()
     with torch.no_grad():  # a few steps from deafness it may not hear the noise yet
-        model.g_s.noise4.weight.add_(0.1 * torch.randn_like(model.g_s.noise4.weight))
+        model.g_s.noise4.weight.add_(torch.randn_like(model.g_s.noise4.weight))
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()
     with torch.no_grad():
         told, _ = condition_of(model, split_bands(image), torch.tensor([60]))
     a, b = draw(model, told, 4, seeds=2)
-    assert a.shape == (3, 64, 64) and not torch.allclose(a, b, atol=0.5)
-    torch.testing.assert_close(draw(model, told, 4, first=1)[0], b, rtol=0, atol=0.5)
+    again_b = draw(model, told, 4, first=1)[0]
+    assert a.shape == (3, 64, 64)
+    assert (a - b).abs().mean() > 20 * (again_b - b).abs().mean()  # not 0: alone, not in a batch
     zero = [draw(model, told, 4, first=i, realism=0.0) for i in range(2)]
     torch.testing.assert_close(*zero, rtol=0, atol=0.01)
     plots(model, again.val, 1, tmp_path / "plots")

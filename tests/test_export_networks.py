@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from export.ablate import PARTS, ablate
 from export.data import BatchKind, FaceSampler, nearness, read_index
-from export.integer_entropy import EntropyConfig
+from export.integer_entropy import PRICE, EntropyConfig
 from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform
 from export.networks import (
     Codec,
@@ -29,6 +30,7 @@ from export.pack import pack
 from export.report_parts import poorer_models
 from export.to_onnx import export_model, load_codec
 from export.train import VALIDATE_Q, Settings, Trainer, rate_lambda
+from export.train_importance import expected_near, explained, predicted_near, train
 from export.verify import TOLERANCE, differences, synthetic_image
 from fasdiff_edge import Decoder, Encoder, _core
 from fasdiff_edge.bitstream import unpack
@@ -68,7 +70,7 @@ def small_codec(config: ModelConfig = SMALL) -> Codec:
 def exported(folder: Path) -> tuple[Codec, dict[str, Any]]:
     """A small codec with the float16 weights of a file, and the manifest of its export."""
     codec = small_codec()
-    for part in (codec.g_a, codec.g_s):
+    for part in (codec.g_a, codec.g_s, codec.residual):
         for p in part.parameters():
             p.data = p.data.half().float()
     return codec, export_model(codec, folder, {}, name="small", min_quality=0.0)
@@ -153,7 +155,8 @@ def test_every_parameter_gets_a_gradient() -> None:
     bits = sum(v.sum() for v in parts.values()) + bits.sum()
     (out.square().mean() + refined.square().mean() + later.square().mean() + bits).backward()
     dead = [n for n, p in codec.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert dead == []
+    # the importance of what is coded is the encoder's choice, and learnt apart
+    assert {name.rsplit(".", 2)[0] for name in dead} == {"g_a.near"}
 
 
 def test_export_agrees_in_all_engines(tmp_path: Path) -> None:
@@ -182,7 +185,9 @@ def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: floa
         if q >= 100:
             base = codec.base(bands, bf16=False)
             assert torch.equal(base.left, bands - out)
-            coded = codec.entropy.code_residual(base.coded, codec.residual(base.left), q)
+            coded = codec.entropy.code_residual(
+                base.coded, codec.residual(base.left), q, price=base.price
+            )
             residual = codec.entropy.dequantise(coded, codec.entropy.residual_gains, q)
     assert out.shape == bands.shape and s_hat.shape == (1, 4)
     assert list(parts) == ["s", "z", *(f"y{p}" for p in range(5))]
@@ -210,7 +215,8 @@ def test_a_residual_brings_the_image_closer(tmp_path: Path) -> None:
     codec = small_codec()
     with torch.no_grad():
         blocks = torch.randn(768, 8, generator=torch.Generator().manual_seed(0))
-        codec.residual.basis.copy_(torch.linalg.qr(blocks)[0].T.unflatten(1, (48, 4, 4)))
+        for matrix in (codec.residual.analysis, codec.residual.synthesis):
+            matrix.copy_(torch.linalg.qr(blocks)[0].T.unflatten(1, (48, 4, 4)))
         for layer in (codec.g_s.residual16, codec.g_s.residual4):
             layer.weight.zero_()  # or it would make something of it
         codec.g_s.condition[0].weight[:, -1] = 0  # of the quality, too
@@ -229,13 +235,46 @@ def test_a_residual_brings_the_image_closer(tmp_path: Path) -> None:
     assert errors[1] < 0.3 * errors[0]
 
 
+def test_the_encoder_pays_what_the_analysis_says(tmp_path: Path) -> None:
+    codec = small_codec()
+    image = synthetic_image(64, 64)
+    sizes = []
+    for near in (0.0, 1.0, float("nan")):
+        with torch.no_grad():
+            codec.g_a.near[-1].weight.zero_()
+            codec.g_a.near[-1].bias.fill_(near)
+        export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
+        file = Encoder(tmp_path, threads=1).encode(image, quality=40)
+        assert Decoder(tmp_path, threads=1).decode(file).shape == image.shape
+        sizes.append(len(file))
+    assert sizes[0] < sizes[1], "dear bits are saved"
+
+
+def test_importance_is_learnt_from_the_landmarks(face_folder: Path) -> None:
+    analysis = small_codec().g_a
+    faces, kinds = read_index(face_folder, "train"), [BatchKind(64, 4, 0.8, 1.0)]
+    images, _, _, near = map(torch.from_numpy, FaceSampler(faces, 4, kinds).next())
+    images, near = images.float(), expected_near(near)
+    before = {k: v.clone() for k, v in analysis.state_dict().items()}
+    error = F.mse_loss(predicted_near(analysis, images), near).detach()
+    assert 0 < train(analysis, FaceSampler(faces, 3, kinds), 2.0) < error
+    for name, value in analysis.state_dict().items():
+        assert torch.equal(before[name], value) != name.startswith("near."), name
+    with torch.no_grad():
+        found = predicted_near(analysis, images, bf16=False)
+        *_, price = analysis(split_bands(images))
+    assert F.mse_loss(found, near) < 0.9 * error
+    torch.testing.assert_close(price, PRICE * 2 ** (0.5 - 2.5 * found.clamp(0, 1)))
+    assert explained(analysis, face_folder, 1) <= 1
+
+
 def test_verify_notices_a_wrong_graph(tmp_path: Path) -> None:
     codec = small_codec()
     export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
     with torch.no_grad():
         codec.g_s.high.weight.mul_(1.2)
         codec.g_a.to_y.weight.mul_(1.2)
-        codec.residual.basis.mul_(1.2)
+        codec.residual.analysis.mul_(1.2)
     assert min(differences(codec, tmp_path, 64, 64).values()) > TOLERANCE
 
 
@@ -246,15 +285,16 @@ def test_ablations_start_from_the_same_function() -> None:
     checkpoint = {"config": codec.config_dict(), "model": state, "ema": state, "muon": {}}
     bands = split_bands(torch.rand(1, 3, 64, 48) * 255)
     with torch.no_grad():
-        y, z, s = codec.g_a(bands)
+        y, z, s, price = codec.g_a(bands)
         for part in PARTS:
             found = ablate(checkpoint, part)
             assert "muon" not in found and checkpoint["config"]["semantics"]
             poorer = codec_from_dict(found["config"])
             poorer.load_state_dict(found["ema"])
-            other_y, other_z, other_s = poorer.g_a(bands)
+            other_y, other_z, other_s, other_price = poorer.g_a(bands)
             torch.testing.assert_close(other_y, y, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(other_z, z, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(other_price, price, rtol=1e-4, atol=1e-5)
             assert torch.equal(other_s, s if part != "semantics" else torch.zeros_like(s))
     assert s.abs().max() > 0
 
