@@ -20,7 +20,7 @@ from .entropy_model import CodedBase, EntropyModel, Levels, round_prices
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
-from .rate import Search, estimate_bytes, find_quality
+from .rate import OF_RESIDUAL, Search, estimate_bytes, find_quality
 from .sampler import Prompt, Schedule, sample
 from .stages import stage
 
@@ -29,7 +29,7 @@ Array = NDArray[np.float32]
 DEFAULT_QUALITY = 32.0
 _NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
 _LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
-_PLAIN = 1.25  # times the estimated bytes of the whole base: a budget for a residual as well
+_PLAIN = 1.4  # times the estimated bytes of the whole base: a budget for a residual as well
 _ESTIMATE_QUALITIES = range(0, bitstream.MAX_QUALITY + 1, 21)
 
 
@@ -202,7 +202,9 @@ class Encoder:
         residual = self._left(latents).residual
         rest = slice(entropy.num_base, None)
         with stage("entropy encode"):
-            added = estimate_bytes(residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES)
+            added = estimate_bytes(
+                residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES, OF_RESIDUAL
+            )
             estimate = [(q, math.log(base_bytes + math.exp(v))) for q, v in added]
         return find_quality(lambda q: self._code_each(latents, q), limit, low, high, estimate)
 
