@@ -38,7 +38,7 @@ inline Status EncodeFromBase(const EntropyModel& model, const Latents& latents, 
   const Status status = base.Code(model, latents.view(), size);
   if (status != Status::kOk) return status;
   const size_t first = static_cast<size_t>(model.num_base()) * size.y_plane();
-  return base.Encode(latents.y.data() + first, q, payload);
+  return base.Encode(latents.y.data() + first, nullptr, q, payload);
 }
 
 inline bool InRange(const EntropyModel& model, const Latents& latents) {
