@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
@@ -32,6 +31,7 @@ from export.networks import (
     residual_price,
     split_bands,
 )
+from export.train_importance import expected_near
 from export.training import Run, RunSettings
 
 MAX_Q = NUM_Q - 1
@@ -160,7 +160,7 @@ class Trainer(Run[Codec, Settings]):
         out, parts = self.model(bands[:own], q[:own], realism[:own], noise)
         bits = torch.stack(list(parts.values())).sum(0)
         if refined:
-            price = residual_price(F.avg_pool2d(near[own:, None], 4))
+            price = residual_price(expected_near(near[own:]))
             base = self.model.base(bands[own:])
             more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])

@@ -282,14 +282,19 @@ def test_only_the_residual_weighs_bits_against_error() -> None:
     assert rest.max() <= 8
 
 
+def random_levels(rng: np.random.Generator, q: int) -> list[np.ndarray]:
+    """s, z and y of 10 x 7 positions, int32."""
+    return [
+        np.rint(16 * rng.normal(0, 1.5, v.shape)).astype(np.int32)
+        for v in random_symbols(0, 10, 7, q)
+    ]
+
+
 def test_a_base_is_coded_once_for_all_residuals() -> None:
     core = _core.EntropyModel(serialize(random_model(6)))
     first = core.residual_from
     rng = np.random.default_rng(6)
-    s, z, y = (
-        np.rint(16 * rng.normal(0, 1.5, v.shape)).astype(np.int32)
-        for v in random_symbols(0, 10, 7, first)
-    )
+    s, z, y = random_levels(rng, first)
     base = core.code_base(s, z, y)
     y[: CONFIG.num_y] = rng.permuted(y[: CONFIG.num_y])  # a copy is kept
     s_hat, z_hat, y_hat = base.levels
@@ -315,11 +320,7 @@ def test_a_base_is_coded_once_for_all_residuals() -> None:
 def test_bits_of_the_residual_have_a_price_at_each_position() -> None:
     core = _core.EntropyModel(serialize(random_model(6)))
     q = core.residual_from
-    rng = np.random.default_rng(6)
-    s, z, y = (
-        np.rint(16 * rng.normal(0, 1.5, v.shape)).astype(np.int32)
-        for v in random_symbols(0, 10, 7, q)
-    )
+    s, z, y = random_levels(np.random.default_rng(6), q)
     base = core.code_base(s, z, y)
     residual = y[CONFIG.num_y :]
 
