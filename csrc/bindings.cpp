@@ -390,6 +390,11 @@ PYBIND11_MODULE(_core, m) {
                              [](const EntropyModel& e) {
                                return std::vector<int>(e.group_scan, e.group_scan + e.num_groups);
                              })
+      .def_property_readonly("group_starts",
+                             [](const EntropyModel& e) {
+                               return std::vector<int>(e.group_start, e.group_start + e.num_groups);
+                             })
+      .def_property_readonly("num_base", [](const EntropyModel& e) { return e.num_base(); })
       .def_property_readonly("residual_from",
                              [](const EntropyModel& e) -> py::object {
                                if (e.residual_from == kNoResidual) return py::none();

@@ -263,6 +263,26 @@ Status ForEachLevelOfPass(LatentSize size, int pass, Lattice lattice, int first,
   return Status::kOk;
 }
 
+// The same for the passes of all groups that start at one of the qualities lowest .. highest.
+template <typename Visit>
+Status ForEachLevelOfGroups(const EntropyModel& model, LatentSize size, int lowest, int highest,
+                            Predictor* predictor, const Visit& visit) {
+  int first = 0;
+  int pass = 0;
+  for (int g = 0; g < model.num_groups; ++g) {
+    const bool coded = model.group_start[g] >= lowest && model.group_start[g] <= highest;
+    for (int step = 0; step < model.group_scan[g]; ++step, ++pass) {
+      if (!coded) continue;
+      const Lattice lattice = LatticeOf(model.group_scan[g], step);
+      const Status status =
+          ForEachLevelOfPass(size, pass, lattice, first, model.group_size[g], predictor, visit);
+      if (status != Status::kOk) return status;
+    }
+    first += model.group_size[g];
+  }
+  return Status::kOk;
+}
+
 // Calls visit(part, index, prediction, &level) for all levels but the residual's, in coding order.
 // Part 0 is s, part 1 z, part 2 + p pass p of y; the index counts in the C-contiguous array of s, z
 // or y.
@@ -293,34 +313,14 @@ Status ForEachBaseLevel(const EntropyModel& model, LatentSize size, Predictor* p
     }
   }
   predictor->BeginY();
-  int first = 0;
-  int pass = 0;
-  for (int g = 0; first < model.num_base(); ++g) {
-    for (int step = 0; step < model.group_scan[g]; ++step, ++pass) {
-      const Lattice lattice = LatticeOf(model.group_scan[g], step);
-      status =
-          ForEachLevelOfPass(size, pass, lattice, first, model.group_size[g], predictor, visit);
-      if (status != Status::kOk) return status;
-    }
-    first += model.group_size[g];
-  }
-  return Status::kOk;
+  return ForEachLevelOfGroups(model, size, 0, 0, predictor, visit);
 }
 
-// The same for the residual's levels, after ForEachBaseLevel with the same predictor.
-// REQUIRES: model.residual_from != kNoResidual.
+// The same for the residual's levels at quality q, after ForEachBaseLevel with the same predictor.
 template <typename Visit>
-Status ForEachResidualLevel(const EntropyModel& model, LatentSize size, Predictor* predictor,
+Status ForEachResidualLevel(const EntropyModel& model, LatentSize size, int q, Predictor* predictor,
                             const Visit& visit) {
-  const int last = model.num_groups - 1;
-  const int scan = model.group_scan[last];
-  for (int step = 0; step < scan; ++step) {
-    const Status status =
-        ForEachLevelOfPass(size, model.num_passes() - scan + step, LatticeOf(scan, step),
-                           model.num_base(), model.group_size[last], predictor, visit);
-    if (status != Status::kOk) return status;
-  }
-  return Status::kOk;
+  return ForEachLevelOfGroups(model, size, 1, q, predictor, visit);
 }
 
 // The same for all levels that are coded at quality q.
@@ -328,8 +328,7 @@ template <typename Visit>
 Status ForEachLevel(const EntropyModel& model, LatentSize size, int q, const Visit& visit) {
   Predictor predictor(model, size, q);
   const Status status = ForEachBaseLevel(model, size, &predictor, visit);
-  if (status != Status::kOk || !model.CodesResidual(q)) return status;
-  return ForEachResidualLevel(model, size, &predictor, visit);
+  return status == Status::kOk ? ForEachResidualLevel(model, size, q, &predictor, visit) : status;
 }
 
 Status CheckArguments(LatentSize size, const EntropyModel& model, int q) {
@@ -544,7 +543,7 @@ Status CodedBase::Encode(const int32_t* residual, const int32_t* prices, int q,
   predictor.SetQuality(q);
   RangeEncoder encoder = state_->encoder;
   const Status status = ForEachResidualLevel(
-      model, size, &predictor, [&](int, size_t at, const Prediction& p, int32_t* level) {
+      model, size, q, &predictor, [&](int, size_t at, const Prediction& p, int32_t* level) {
         *level = residual[at - first];
         const int32_t price = prices == nullptr ? kPrice : prices[(at - first) % size.y_plane()];
         EncodeValue(model.tables[p.table], Quantise(model, range, p, level, price), &encoder);

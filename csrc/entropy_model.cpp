@@ -57,7 +57,7 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   if (std::memcmp(magic, kMagic, sizeof(kMagic)) != 0) return Status::kModelBadMagic;
   m->version = in->U8();
   if (!in->ok()) return Status::kModelTruncated;
-  if (m->version != 1 && m->version != 4) return Status::kModelBadMagic;
+  if (m->version != 1 && m->version != 5) return Status::kModelBadMagic;
   m->num_s = in->U16();
   m->num_z = in->U16();
   m->num_y = in->U16();
@@ -73,10 +73,13 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   for (int g = 0; g < m->num_groups; ++g) {
     m->group_size[g] = in->U16();
     m->group_scan[g] = m->version == 1 ? 2 : in->U8();
+    m->group_start[g] = m->version == 1 ? 0 : in->U8();
     sum += m->group_size[g];
-    bad_group = bad_group || m->group_size[g] == 0 || !InRange(m->group_scan[g], 1, kMaxScan);
+    const int start = m->group_start[g];
+    bad_group = bad_group || m->group_size[g] == 0 || !InRange(m->group_scan[g], 1, kMaxScan) ||
+                !InRange(start, g == 0 ? 0 : m->group_start[g - 1], g == 0 ? 0 : kNumQualities - 1);
+    if (start != 0 && m->residual_from == kNoResidual) m->residual_from = start;
   }
-  if (m->version != 1) m->residual_from = in->U8();
   m->num_q = in->U16();
   m->num_scales = in->U16();
   m->ctx_shift = in->U8();
@@ -85,9 +88,6 @@ Status ParseCounts(ByteReader* in, EntropyModel* m) {
   if (m->version == 1) m->z_shift = in->U8();
   if (!in->ok()) return Status::kModelTruncated;
   if (sum != m->num_y || bad_group) return Status::kModelBadGroups;
-  if (m->residual_from != kNoResidual && !InRange(m->residual_from, 1, kNumQualities - 1)) {
-    return Status::kModelBadGroups;
-  }
   if (m->num_q != kNumQualities || !InRange(m->num_scales, 1, 256)) return Status::kModelBadCounts;
   if (m->ctx_shift > 24 || m->mean_shift > 24 || m->scale_shift > 24 || m->z_shift > 7) {
     return Status::kModelBadShift;
@@ -244,7 +244,7 @@ void StopAtResidual(const EntropyModel& m, int count, Quantiser* quantiser) {
   }
 }
 
-Status ParseLatents4(ByteReader* in, EntropyModel* m) {
+Status ParseLatents5(ByteReader* in, EntropyModel* m) {
   Status status = ParsePriorOfS(in, m);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_s, &m->s);
   if (status == Status::kOk) status = ParseQuantiser(in, m->num_q, m->num_z, &m->z);
@@ -271,7 +271,7 @@ Status ParseEntropyModel(const uint8_t* data, size_t size, EntropyModel* model) 
   Status status = ParseCounts(&in, model);
   if (status == Status::kOk) status = ParseTables(&in, model);
   if (status == Status::kOk) {
-    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents4(&in, model);
+    status = model->version == 1 ? ParseLatents1(&in, model) : ParseLatents5(&in, model);
   }
   if (status == Status::kOk) status = ParseNets(&in, model);
   if (status == Status::kOk && in.left() != 0) status = Status::kModelTrailingBytes;

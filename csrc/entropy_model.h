@@ -2,12 +2,13 @@
 //
 // The file is little-endian throughout. Counts are checked against the limits below and against
 // the bytes that are left before anything is allocated; bytes after the last layer are refused.
-// Version 4, which the trainer writes:
+// Version 5, which the trainer writes:
 //
-//   char  magic[8] = "FSDEM\0\0\4"
+//   char  magic[8] = "FSDEM\0\0\5"
 //   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..8
-//   (u16 size, u8 scan)[num_groups]            size >= 1, sum num_y; scan 1..3: passes of the group
-//   u8    residual_from                        1..252; 255: there is no residual
+//   (u16 size, u8 scan, u8 start)[num_groups]  size >= 1, sum num_y; scan 1..3: passes of the
+//   group;
+//                                              start 0..252, never falling, 0 for the first
 //   u16   num_q = 253, num_scales 1..256
 //   u8    ctx_shift, mean_shift, scale_shift (0..24)
 //   u32   num_tables                           num_scales .. 4096
@@ -22,10 +23,10 @@
 //       u16 cin, cout (cout <= 512); u8 k (1 or 3), shift (1..24); i16 lo, hi
 //       i8 weight[cout][cin][k][k]; i32 bias[cout], |bias| < 2^24
 //
-// From quality residual_from on the last group, the residual, is coded too, and nothing else
+// A group is coded from quality `start` on; below, it is zero and its passes are left out. Groups
+// that start above 0 are the residual. Where the first of them starts (residual_from), nothing else
 // depends on the quality any more: the rows of the quantisers of s, z and the other groups, and the
-// plane of the quality, stay what they are there. Below, the residual is zero and its passes are
-// left out.
+// plane of the quality, stay what they are there.
 //
 // What the networks take and give (channels; P = 5 planes: quality, row, column, height, width):
 //   z pass h: P + num_s + (h ? num_z : 0) -> 2 * num_z, means before scales;
@@ -34,7 +35,8 @@
 //                        -> 2 * size[g], means before scales.
 //
 // Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift
-// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and there is no residual;
+// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and no
+// start, which is 0;
 // instead of s_mean and s_scale come (i16 base, u16 table) for each component of s, then for each
 // channel of z; only y has a quantiser; there are no z passes, h_s_z takes num_z, h_s_y that + 1
 // (the quality).
@@ -80,11 +82,12 @@ struct Quantiser {
 };
 
 struct EntropyModel {
-  int version = 0;  // Of the file: 1 or 4.
+  int version = 0;  // Of the file: 1 or 5.
   int num_s = 0, num_z = 0, num_y = 0, num_features = 0, num_groups = 0, num_q = 0, num_scales = 0;
   int group_size[kMaxGroups] = {};
-  int group_scan[kMaxGroups] = {};  // Passes of each group; see LatticeOf.
-  int residual_from = kNoResidual;  // Quality from which the last group is coded.
+  int group_scan[kMaxGroups] = {};   // Passes of each group; see LatticeOf.
+  int group_start[kMaxGroups] = {};  // Quality from which each group is coded.
+  int residual_from = kNoResidual;   // The first that is not 0.
   int ctx_shift = 0, mean_shift = 0, scale_shift = 0;
   std::vector<CdfTable> tables;
   Quantiser y;
@@ -97,12 +100,13 @@ struct EntropyModel {
     return sum;
   }
 
-  // Whether the last group is coded at quality q, after all others.
-  bool CodesResidual(int q) const { return residual_from != kNoResidual && q >= residual_from; }
+  bool CodesResidual(int q) const { return q >= residual_from; }
 
   // Channels of y that are not the residual's.
   int num_base() const {
-    return residual_from == kNoResidual ? num_y : num_y - group_size[num_groups - 1];
+    int sum = 0;
+    for (int g = 0; g < num_groups && group_start[g] == 0; ++g) sum += group_size[g];
+    return sum;
   }
 
   // The quality that all but the residual see.
@@ -111,7 +115,7 @@ struct EntropyModel {
   // Levels per symbol are 2^unit_bits().
   int unit_bits() const { return version == 1 ? 0 : 4; }
 
-  // Version 4.
+  // Version 5.
   std::vector<int16_t> s_mean, s_scale;  // [num_s], as a network would give them.
   Quantiser s, z;
   IntegerNet z_passes[2];

@@ -63,7 +63,9 @@ const char* StatusMessage(Status status) {
     case Status::kModelBadCounts:
       return "a count in the entropy model file is out of range";
     case Status::kModelBadGroups:
-      return "the group sizes do not add up to the channels of y, or a scan is outside 1..3";
+      return "the group sizes do not add up to the channels of y, a scan is outside 1..3, or a "
+             "start is "
+             "outside 0..252, below the one before it, or not 0 for the first group";
     case Status::kModelBadShift:
       return "a shift in the entropy model file is out of range";
     case Status::kModelBadTable:

@@ -160,8 +160,14 @@ class EntropyModel:
     def group_scans(self) -> list[int]:
         """Passes of each group: 1, 2 (a checkerboard) or 3."""
     @property
+    def group_starts(self) -> list[int]:
+        """Quality, in quarter steps, from which each group is coded; the residual's are over 0."""
+    @property
+    def num_base(self) -> int:
+        """Channels of y that are not the residual's."""
+    @property
     def residual_from(self) -> int | None:
-        """Quality, in quarter steps, from which the last group, the residual, is coded, if any."""
+        """Quality, in quarter steps, from which a residual is coded, if there is one."""
     @property
     def num_scales(self) -> int:
         """Scales of the tables of predictions; a table each (in version 1 four)."""

@@ -71,8 +71,8 @@ class EntropyModel:
         self.num_passes = self._core.num_passes
         residual_from = self._core.residual_from
         self.residual_from = self.num_qualities if residual_from is None else residual_from
-        self.num_residual = 0 if residual_from is None else self._core.group_sizes[-1]
-        self.num_base = self.num_y - self.num_residual
+        self.num_base = self._core.num_base
+        self.num_residual = self.num_y - self.num_base
         self._unit = 1 << self._core.unit_bits  # levels per step
         self._s_step = np.asarray(self._core.s_step, dtype=np.int32)
         self._z_step = np.asarray(self._core.z_step, dtype=np.int32)

@@ -247,7 +247,7 @@ class TablePrior:
 
 @dataclass
 class NetworkPrior:
-    """Version 4: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
+    """Version 5: s has a mean and a scale, int64 [S]; z has networks; both have quantisers."""
 
     s_mean: Int
     s_scale: Int
@@ -266,7 +266,7 @@ class Model:
     num_features: int
     group_sizes: list[int]
     group_scans: list[int]  # passes of each group; two under version 1
-    residual_from: int  # quality from which the last group is coded; 255: there is no residual
+    group_starts: list[int]  # quality from which each group is coded; zero under version 1
     num_scales: int
     ctx_shift: int
     mean_shift: int
@@ -280,12 +280,17 @@ class Model:
 
     @property
     def version(self) -> int:
-        return 1 if isinstance(self.prior, TablePrior) else 4
+        return 1 if isinstance(self.prior, TablePrior) else 5
+
+    @property
+    def residual_from(self) -> int:
+        """The first start that is not 0; 255: there is no residual."""
+        return next((start for start in self.group_starts if start), 255)
 
     @property
     def num_base(self) -> int:
         """Channels of y that are not the residual's."""
-        return self.num_y - (0 if self.residual_from == 255 else self.group_sizes[-1])
+        return len(self.coded_channels(0))
 
     def base_quality(self, q: int) -> int:
         """What everything but the residual sees."""
@@ -293,7 +298,8 @@ class Model:
 
     def coded_channels(self, q: int) -> Int:
         """The channels of y that are coded at quality q."""
-        return np.arange(self.num_base if q < self.residual_from else self.num_y)
+        sizes = zip(self.group_sizes, self.group_starts, strict=True)
+        return np.arange(sum(size for size, start in sizes if q >= start))
 
     def rows(self, q: int, channels: Int) -> Int:
         """The row of y's quantiser that each of `channels` uses."""
@@ -312,10 +318,8 @@ def serialise(model: Model) -> bytes:
     out = b"FSDEM\0\0" + bytes([model.version])
     counts = (model.num_s, model.num_z, model.num_y, model.num_features, len(model.group_sizes))
     out += struct.pack("<5H", *counts)
-    for size, scan in zip(model.group_sizes, model.group_scans, strict=True):
-        out += struct.pack("<H", size) if model.version == 1 else struct.pack("<HB", size, scan)
-    if model.version != 1:
-        out += struct.pack("<B", model.residual_from)
+    for group in zip(model.group_sizes, model.group_scans, model.group_starts, strict=True):
+        out += struct.pack("<H", group[0]) if model.version == 1 else struct.pack("<HBB", *group)
     out += struct.pack("<2H", len(model.y.step), model.num_scales)
     out += struct.pack("<3B", model.ctx_shift, model.mean_shift, model.scale_shift)
     if isinstance(prior, TablePrior):
@@ -711,14 +715,16 @@ def random_model(
     group_sizes: tuple[int, ...] = (3, 5),
     group_scans: tuple[int, ...] = (3, 1, 2, 3),
     residual_from: int = 120,
+    group_starts: tuple[int, ...] = (),
     num_scales: int = 16,
     last_kernel: int = 1,
 ) -> Model:
     """A small model whose predictions vary widely.
 
-    version: of the file, 1 or 4.
-    group_scans: of version 4, where it has more than the groups need, the first ones.
-    residual_from: of version 4.
+    version: of the file, 1 or 5.
+    group_scans: of version 5, where it has more than the groups need, the first ones.
+    residual_from: of version 5: where the last of several groups starts.
+    group_starts: of version 5, where all of them start, instead.
     last_kernel: 1 or 3, of the last layer of the networks of y's passes.
     """
     num_y = sum(group_sizes)
@@ -749,6 +755,9 @@ def random_model(
                 ]
             )
         before += size
+    starts = [0] * len(group_sizes)
+    if version != 1:
+        starts = list(group_starts) or [*starts[1:], residual_from if len(starts) > 1 else 0]
     y = random_quantiser(rng, num_y, 2.5)
     prior: TablePrior | NetworkPrior
     if version == 1:
@@ -763,7 +772,7 @@ def random_model(
         num_features=num_features,
         group_sizes=list(group_sizes),
         group_scans=scans,
-        residual_from=255 if version == 1 else residual_from,
+        group_starts=starts,
         num_scales=num_scales,
         ctx_shift=9 if version == 1 else 13,
         mean_shift=11 if version == 1 else 9,
@@ -796,7 +805,7 @@ def random_latents(
     )
 
 
-def table_model(tables: list[Table], version: int = 4) -> Model:
+def table_model(tables: list[Table], version: int = 5) -> Model:
     """The smallest model around `tables` (version 1: at least four), for tests of the coder alone.
 
     It predicts zero with the first table for z.
@@ -819,7 +828,7 @@ def table_model(tables: list[Table], version: int = 4) -> Model:
         num_features=1,
         group_sizes=[1],
         group_scans=[2],
-        residual_from=255,
+        group_starts=[0],
         num_scales=1,
         ctx_shift=0,
         mean_shift=0,

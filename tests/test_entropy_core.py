@@ -25,6 +25,7 @@ SHAPES = [
     {"num_s": 0, "num_z": 1, "num_features": 1, "group_sizes": (1,), "num_scales": 1},
     {"num_s": 17, "num_z": 9, "num_features": 17, "group_sizes": (1, 8, 2, 3), "num_scales": 40},
     {"group_sizes": (4, 4, 4), "last_kernel": 3},
+    {"group_sizes": (2, 3, 4, 5), "group_starts": (0, 90, 90, 200), "last_kernel": 3},
 ]
 SCANS = [(1,), (2,), (3,), (1, 1), (2, 3), (3, 2, 1, 3)]
 LATENT_SIZES = [(1, 1), (1, 5), (4, 1), (2, 3), (5, 8), (9, 4)]
@@ -32,7 +33,7 @@ LATENT_SIZES = [(1, 1), (1, 5), (4, 1), (2, 3), (5, 8), (9, 4)]
 PLANE_SIZES = [(1, 1), (3, 2), (5, 7), (8, 31), (32, 9), (2, 256), (256, 1), (33, 47)]
 
 
-@pytest.fixture(params=[1, 4], ids=["version-1", "version-4"])
+@pytest.fixture(params=[1, 5], ids=["version-1", "version-5"])
 def version(request: pytest.FixtureRequest) -> int:
     """Each version of the model file."""
     return int(request.param)
@@ -78,10 +79,9 @@ def test_indexes_and_payload_equal_reference(
         for levels, given in zip((*expected[:2], expected[2][base]), (s, z, y[base]), strict=True):
             assert (np.abs(levels - given) <= unit // 2).all()
         residual = expected[2][model.num_base :]
-        if q < model.residual_from:
-            assert not residual.any()
-        else:
-            assert (np.abs(residual - y[model.num_base :]) < 1.5 * unit).all()
+        coded = len(model.coded_channels(q)) - model.num_base
+        assert not residual[coded:].any()
+        assert (np.abs(residual - y[model.num_base :])[:coded] < 1.5 * unit).all()
         # What came back codes to the same bytes.
         assert core.encode(*(levels.astype(np.int32) for levels in expected), q) == payload
 
@@ -92,7 +92,7 @@ def test_every_scan_equals_reference(scans: tuple[int, ...], last_kernel: int) -
     """Groups of one, two and three passes, at sizes of which a pass may have no position."""
     sizes = (3, 1, 2, 2)[: len(scans)]
     shape = {"group_sizes": sizes, "group_scans": scans, "last_kernel": last_kernel}
-    model, core = model_and_core(len(scans), 4, **shape)
+    model, core = model_and_core(len(scans), 5, **shape)
     assert (core.group_scans, core.num_passes) == (list(scans), sum(scans))
     rng = np.random.default_rng(last_kernel)
     for hy, wy in ((1, 1), (2, 1), (1, 4), (2, 2), (7, 6)):
@@ -112,7 +112,7 @@ def test_every_scan_equals_reference(scans: tuple[int, ...], last_kernel: int) -
 @pytest.mark.parametrize("scan", [1, 2, 3])
 def test_passes_of_a_group(scan: int) -> None:
     """The positions of each pass, written out; part_bits tells which pass coded a symbol."""
-    model, core = model_and_core(scan, 4, group_sizes=(1,), group_scans=(scan,), residual_from=255)
+    model, core = model_and_core(scan, 5, group_sizes=(1,), group_scans=(scan,))
     expected = {
         1: ["0000", "0000", "0000"],
         2: ["0101", "1010", "0101"],
@@ -134,8 +134,8 @@ def test_passes_of_a_group(scan: int) -> None:
 
 @pytest.mark.parametrize(("hy", "wy"), PLANE_SIZES)
 def test_every_size_of_the_planes_equals_reference(hy: int, wy: int) -> None:
-    """Networks of version 4 see where a position lies and how large y is."""
-    model, core = model_and_core(wy, 4, group_sizes=(1,), residual_from=255)
+    """Networks of version 5 see where a position lies and how large y is."""
+    model, core = model_and_core(wy, 5, group_sizes=(1,))
     s, z, y = reference.random_latents(np.random.default_rng(hy), model, hy, wy)
     np.testing.assert_array_equal(core.indexes(s, z, y, 90), reference.indexes(model, s, z, y, 90))
     np.testing.assert_allclose(
@@ -197,14 +197,14 @@ def test_the_comparison_covers_many_tables_and_bases(version: int) -> None:
                 bases[one.part] |= set(one.base.tolist())
     assert len(tables[2]) > (40 if version == 1 else 12)
     assert len(bases[2]) > 20
-    if version == 4:
+    if version == 5:
         assert [len(tables[part]) > 8 for part in (0, 1)] == [True, True]
         assert [len(bases[part]) > 8 for part in (0, 1)] == [True, True]
 
 
 def test_what_a_prediction_depends_on() -> None:
-    """Version 4: the even half of z on s, the odd half on the even one too, y on everything."""
-    model, core = model_and_core(4, 4)
+    """Version 5: the even half of z on s, the odd half on the even one too, y on everything."""
+    model, core = model_and_core(4, 5)
     q, hy, wy = 140, 12, 12
     s, z, y = (
         a.astype(np.int64)
@@ -258,6 +258,8 @@ def test_properties(version: int) -> None:
     assert (core.num_groups, core.group_sizes, core.num_scales) == (3, [2, 3, 4], 7)
     assert core.group_scans == ([2, 2, 2] if version == 1 else [3, 1, 2])
     assert core.residual_from == (None if version == 1 else 120)
+    assert core.group_starts == ([0, 0, 0] if version == 1 else [0, 0, 120])
+    assert core.num_base == (9 if version == 1 else 5)
     assert core.num_passes == sum(core.group_scans) == 6
     assert core.num_tables == len(model.tables)
     if isinstance(model.prior, NetworkPrior):
@@ -339,7 +341,7 @@ def with_quantisers(model: Model, all_of_them: list[Quantiser]) -> Model:
 
 def test_accumulators_at_the_limit(version: int) -> None:
     """The largest sums that a model may ask for, in both directions, give what integers give."""
-    model, _ = model_and_core(5, version, num_features=200, group_sizes=(1,), residual_from=255)
+    model, _ = model_and_core(5, version, num_features=200, group_sizes=(1,))
     rng = np.random.default_rng(5)
     for sign in (1, -1):
         wide = Layer(
@@ -366,7 +368,7 @@ def test_accumulators_at_the_limit(version: int) -> None:
 
 
 def test_an_accumulator_beyond_the_limit_is_refused(version: int) -> None:
-    model, _ = model_and_core(5, version, num_features=200, group_sizes=(1,), residual_from=255)
+    model, _ = model_and_core(5, version, num_features=200, group_sizes=(1,))
     wide = replace(model.h_s_y[0], lo=-9400, hi=9400)  # 200 * 9 * 128 * 9400 > 2^31
     deep = Layer(np.ones((6, 200, 3, 3), np.int64), np.zeros(6, np.int64), 9, 0, 127)
     last = reference.random_layer(np.random.default_rng(0), 6, 2, 1, -900, 900)
@@ -376,7 +378,7 @@ def test_an_accumulator_beyond_the_limit_is_refused(version: int) -> None:
 
 
 def test_the_accumulators_of_z_passes_are_checked() -> None:
-    model, _ = model_and_core(5, 4)
+    model, _ = model_and_core(5, 5)
     assert isinstance(model.prior, NetworkPrior)
     for h in (0, 1):
         cin = model.prior.z_passes[h][0].weight.shape[1]
@@ -547,7 +549,7 @@ def test_arguments_are_checked(version: int) -> None:
 
 
 def test_unaligned_arrays_are_refused() -> None:
-    model, core = model_and_core(11, 4)
+    model, core = model_and_core(11, 5)
     s, z, y = reference.random_latents(np.random.default_rng(11), model, 8, 4)
     shifted = np.frombuffer(b"-" + y.tobytes(), np.int32, offset=1).reshape(y.shape)
     np.testing.assert_array_equal(shifted, y)
@@ -557,20 +559,20 @@ def test_unaligned_arrays_are_refused() -> None:
 
 @pytest.mark.parametrize(("hy", "wy"), [(0, 4), (4, 0), (-1, 4), (257, 1), (1, 257), (2**40, 1)])
 def test_latent_sizes_are_bounded(hy: int, wy: int) -> None:
-    _, core = model_and_core(11, 4)
+    _, core = model_and_core(11, 5)
     with pytest.raises(ValueError, match=r"outside 1\.\.256"):
         core.decode(b"", 0, hy, wy)
 
 
 def test_decode_checks_quality() -> None:
-    _, core = model_and_core(11, 4)
+    _, core = model_and_core(11, 5)
     for q in (-1, 253):
         with pytest.raises(ValueError, match="quality"):
             core.decode(b"", q, 1, 1)
 
 
 def test_encode_refuses_latents_that_are_too_large() -> None:
-    model, core = model_and_core(11, 4, num_z=1, group_sizes=(1,), residual_from=255)
+    model, core = model_and_core(11, 5, num_z=1, group_sizes=(1,))
     y = np.zeros((1, 1, 257), np.int32)
     with pytest.raises(ValueError, match=r"outside 1\.\.256"):
         core.encode(np.zeros(4, np.int32), np.zeros((1, 1, 65), np.int32), y, 0)
@@ -627,6 +629,7 @@ COUNTS = [  # offset in the file, format, value, reason
     (7, "<B", 0, "magic"),
     (7, "<B", 2, "magic"),
     (7, "<B", 3, "magic"),
+    (7, "<B", 4, "magic"),
     (8, "<H", 257, "count"),  # num_s
     (10, "<H", 0, "count"),  # num_z
     (10, "<H", 257, "count"),
@@ -664,17 +667,17 @@ FIELDS = [
     (1, 29, "<B", 8, "shift"),  # z_shift
     (1, 30, "<I", 7, "count"),  # num_tables < 4 * num_scales
     *((1, 30 + offset, *field) for offset, *field in TABLES),
-    *((4, *field) for field in COUNTS),
-    (4, 18, "<I", 0x03020000, "group sizes"),  # size 0 of two passes, then size 3
-    (4, 20, "<B", 0, "scan"),  # scans
-    (4, 20, "<B", 4, "scan"),
-    (4, 23, "<B", 0, "scan"),
-    (4, 23, "<B", 255, "scan"),
-    (4, 24, "<B", 0, "group sizes"),  # residual_from
-    (4, 24, "<B", 253, "group sizes"),
-    *((4, 25 + offset, *field) for offset, *field in AFTER_GROUPS),
-    (4, 32, "<I", 1, "count"),  # num_tables < num_scales
-    *((4, 32 + offset, *field) for offset, *field in TABLES),
+    *((5, *field) for field in COUNTS),
+    (5, 18, "<Q", 0x7801_0003_0002_0000, "group sizes"),  # sizes 0 and 3
+    (5, 20, "<B", 0, "scan"),  # scans
+    (5, 20, "<B", 4, "scan"),
+    (5, 24, "<B", 0, "scan"),
+    (5, 24, "<B", 255, "scan"),
+    (5, 21, "<B", 1, "start"),  # starts
+    (5, 25, "<B", 253, "start"),
+    *((5, 26 + offset, *field) for offset, *field in AFTER_GROUPS),
+    (5, 33, "<I", 1, "count"),  # num_tables < num_scales
+    *((5, 33 + offset, *field) for offset, *field in TABLES),
 ]
 
 
@@ -688,10 +691,19 @@ def test_header_fields_of_a_model_are_checked(
         _core.EntropyModel(bytes(data))
 
 
-@pytest.mark.parametrize("file_version", [1, 4])
+@pytest.mark.parametrize("starts", [(0, 90, 60), (0, 90, 0), (30, 90, 90)])
+def test_starts_of_groups_never_fall(starts: tuple[int, ...]) -> None:
+    model = reference.random_model(
+        np.random.default_rng(20), 5, group_sizes=(1, 2, 1), group_starts=starts
+    )
+    with pytest.raises(ValueError, match="start"):
+        core_of(model)
+
+
+@pytest.mark.parametrize("file_version", [1, 5])
 def test_the_versions_are_not_mistaken_for_each_other(file_version: int) -> None:
     data = bytearray(reference.serialise(small_model(file_version)))
-    data[7] = 5 - file_version
+    data[7] = 6 - file_version
     with pytest.raises(ValueError):
         _core.EntropyModel(bytes(data))
 
@@ -810,7 +822,7 @@ def test_every_network_is_checked(version: int) -> None:
     )
 
 
-@pytest.mark.parametrize("file_version", [1, 4])
+@pytest.mark.parametrize("file_version", [1, 5])
 def test_a_model_that_promises_too_much_is_refused_before_it_is_allocated(
     file_version: int,
 ) -> None:
@@ -824,10 +836,10 @@ def test_a_model_that_promises_too_much_is_refused_before_it_is_allocated(
 
 
 def test_a_large_quantiser_that_is_not_there_is_refused() -> None:
-    """Version 4: 512 channels of y of which the file has none, behind those of s and z."""
-    model = small_model(4)
+    """Version 5: 512 channels of y of which the file has none, behind those of s and z."""
+    model = small_model(5)
     data = reference.serialise(with_nets(model, [[]] * 8))[: -2 * 8 - 253 * 10 * model.num_y]
-    data = data[:12] + struct.pack("<4HB", 512, model.num_features, 1, 512, 2) + data[24:]
+    data = data[:12] + struct.pack("<4HBB", 512, model.num_features, 1, 512, 2, 0) + data[26:]
     with pytest.raises(ValueError, match="too short"):
         _core.EntropyModel(data)
 

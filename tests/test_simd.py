@@ -114,7 +114,7 @@ def test_an_activation_beyond_the_bound_is_refused() -> None:
 # -- whole streams ---------------------------------------------------------------------------------
 def test_streams_equal_reference(path: str) -> None:
     rng = np.random.default_rng(1)
-    model = reference.random_model(rng, 4, group_sizes=(5, 12))
+    model = reference.random_model(rng, 5, group_sizes=(5, 12))
     core = _core.EntropyModel(reference.serialise(model))
     for hy, wy in ((1, 1), (5, 3), (7, 10)):
         latents = reference.random_latents(rng, model, hy, wy)

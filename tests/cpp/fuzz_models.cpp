@@ -1,5 +1,5 @@
 // Damaged entropy model files: parsed or refused, and whatever is parsed must run without harm.
-//   fuzz_models MUTANTS tests/vectors/v1 tests/vectors/v4
+//   fuzz_models MUTANTS tests/vectors/v1 tests/vectors/v5
 //
 // Of each model, every length of the first 400 bytes is tried, then mutants. Meant to run under
 // AddressSanitizer and UBSan: a model that the parser lets through may not overflow an accumulator.

@@ -1,5 +1,5 @@
 // Damaged files, with and without a checksum that fits: nothing may crash, hang or read elsewhere.
-//   fuzz_streams MUTANTS tests/vectors/v1 tests/vectors/v4
+//   fuzz_streams MUTANTS tests/vectors/v1 tests/vectors/v5
 //
 // Even mutants keep the old CRC and may be damaged anywhere: every one must be refused by the
 // header. Odd ones have the payload, the size, the scale or the quality changed and the CRC

@@ -1,6 +1,6 @@
 // Golden streams decode to the symbols that index.json names, and encode to the same bytes again,
 // with each instruction set that this build and machine have.
-//   verify_vectors tests/vectors/v1 tests/vectors/v4
+//   verify_vectors tests/vectors/v1 tests/vectors/v5
 
 #include <cstdio>
 #include <string>

@@ -4,7 +4,7 @@ They come from the Python reference alone, so that the C++ core is checked again
 it did not write. Released streams never change: this refuses to write into a directory that holds
 any. A new version of the format or of the model file gets a directory of its own.
 
-    python tests/vectors/make_vectors.py tests/vectors/v4
+    python tests/vectors/make_vectors.py tests/vectors/v5
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import reference
 
 SEED = 20240607
-MODEL_VERSION = 4
-# every kind of scan, and a residual
-SHAPE = {"group_sizes": (2, 3, 3), "group_scans": (3, 2, 1), "residual_from": 100}
+MODEL_VERSION = 5
+# every kind of scan, and a residual of two groups
+SHAPE = {
+    "group_sizes": (2, 3, 3, 2),
+    "group_scans": (3, 2, 1, 2),
+    "group_starts": (0, 0, 100, 150),
+}
 # name, width, height, scale, quality in quarter steps, how the symbols are chosen
 STREAMS = [
     ("typical-64x64", 64, 64, 0, 128, "sampled"),
