@@ -96,9 +96,9 @@ class BatchKind:
 KindAndBatch = tuple[BatchKind, tuple[np.ndarray, ...]]
 
 
-def read_square(face: Face, size: int) -> np.ndarray:
+def read_square(path: Path, size: int) -> np.ndarray:
     """The whole image resized to a square, as `val` is measured: float32 [1, 3, size, size]."""
-    image = cv2.resize(read_rgb(face.path), (size, size), interpolation=cv2.INTER_CUBIC)
+    image = cv2.resize(read_rgb(path), (size, size), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(image.transpose(2, 0, 1))[None].astype(np.float32)
 
 

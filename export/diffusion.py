@@ -27,6 +27,7 @@ from torch import Tensor
 
 from export.integer_entropy import Coded
 from export.networks import Codec, quality_dial
+from export.precision import mixed_precision
 
 TIME_SHIFT = 1.5  # of the sampler, as trained and as shipped; see `times`
 _MIN_TIME = 0.02  # below it the loss of the velocity would rule
@@ -149,7 +150,7 @@ def decode(codec: Codec, c: Condition, noise: Tensor, realism: Tensor, steps: in
     def denoiser(x_t: Tensor, t: Tensor, told: Condition) -> Tensor:
         return denoise(codec, x_t, t, told, realism)
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with mixed_precision():
         x = sample(denoiser, c, realism[:, None, None, None] * noise, times(steps))
     return x * codec.g_s.scale
 

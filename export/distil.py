@@ -44,6 +44,7 @@ from export.diffusion import (
 )
 from export.losses import IdentityLoss, PerceptualLoss, feature_distance
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
+from export.precision import mixed_precision
 from export.train import (
     BALANCE,
     REFERENCE_LAMBDA,
@@ -217,7 +218,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         def student(x_t: Tensor, t: Tensor, told: Condition) -> Tensor:
             return denoise(self.model, x_t, t, told, realism)
 
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             start = realism[:, None, None, None] * noise
             x_t = sample(student, condition, start, schedule[: index + 1])
             clean = student(x_t, torch.full((count,), schedule[index]), condition)
@@ -233,7 +234,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
             shifted = self.shift(size)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with mixed_precision():
                 with torch.no_grad():
                     reference = self.perceptual.features(image[drawn][shifted])
                 features = self.perceptual.features(decoded[drawn][shifted])
@@ -308,7 +309,7 @@ def evaluate(
     for steps, realism in ((1, 0.0), (1, 0.5), (1, 1.0), (2, 1.0), (4, 1.0)):
         total = np.zeros(3)
         for index, face in enumerate(faces):
-            image, told = coded(model, face, settings.validate_q)
+            image, told = coded(model, face.path, settings.validate_q)
             found = draw(model, told, steps, first=index, realism=realism)
             mse = float((found.round() - image).square().mean())
             total += [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ KNOTS = 9  # of the gains along the quality
 # What a bit of the residual must buy, in squared quantisation steps: the slope of distortion over
 # rate of a uniform quantiser at high rates, 2 ln 2 / 12 (Sullivan and Wiegand, 1998, section V).
 PRICE = 15 / 128
-MAGIC = b"FSDEM\0\0\x04"
+MAGIC = b"FSDEM\0\0\x05"
 
 
 def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
@@ -117,11 +118,22 @@ class EntropyConfig:
     num_features: int = 64
     group_sizes: list[int] = field(default_factory=lambda: [1, 3, 12, 80])
     group_scans: list[int] = field(default_factory=lambda: [3, 2, 2, 1])  # passes of each group
-    num_residual: int = 128
-    residual_scan: int = 2
-    residual_from: int = 132  # the quality from which the residual is coded; the base stays at it
+    # groups of the residual, and the qualities from which they are coded
+    residual_sizes: list[int] = field(default_factory=lambda: [96, 96, 96, 96])
+    residual_scans: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
+    residual_starts: list[int] = field(default_factory=lambda: [132, 132, 132, 132])
     hidden_z: int = 64
     hidden_pass: int = 96
+    hidden_residual: int = 64
+
+    @property
+    def num_residual(self) -> int:
+        return sum(self.residual_sizes)
+
+    @property
+    def residual_from(self) -> int:
+        """The quality from which there is a residual; the base stays at it."""
+        return self.residual_starts[0]
 
 
 class Gains(nn.Module):
@@ -254,6 +266,23 @@ def output(cin: int, channels: int) -> IntegerConv2d:
     return out
 
 
+def group_passes(known: int, sizes: list[int], scans: list[int], width: int) -> nn.ModuleList:
+    """The networks of the passes of groups of channels, in coding order.
+
+    Each takes the `known` channels, the groups before its own, and, but for the first pass of a
+    group, what earlier passes coded of its own.
+    """
+    passes = []
+    for size, scan in zip(sizes, scans, strict=True):
+        for step in range(scan):
+            cin = known + (size if step else 0)
+            passes.append(
+                nn.Sequential(hidden(cin, width, 3), refinement(width), output(width, size))
+            )
+        known += size
+    return nn.ModuleList(passes)
+
+
 def _start_scale() -> float:
     """A logistic scale of 0.35 symbols at gain 1, in sixteenths of an index."""
     return 2**SCALE_BITS * SCALES_PER_OCTAVE * math.log2(0.35 / SCALE_MIN)
@@ -287,27 +316,9 @@ class EntropyModel(nn.Module):
         self.h_s_y = nn.Sequential(
             hidden(c.hidden_z + NUM_PLANES, c.num_features, 3), refinement(c.num_features)
         )
-        passes = []
-        done = 0
-        for size, scan in zip(c.group_sizes, c.group_scans, strict=True):
-            for step in range(scan):
-                cin = c.num_features + done + (size if step else 0)
-                passes.append(
-                    nn.Sequential(
-                        hidden(cin, c.hidden_pass, 3),
-                        refinement(c.hidden_pass),
-                        output(c.hidden_pass, size),
-                    )
-                )
-            done += size
-        self.passes = nn.ModuleList(passes)
-        self.residual_passes = nn.ModuleList(
-            nn.Sequential(
-                hidden(c.num_features + done + (c.num_residual if step else 0), c.hidden_pass, 3),
-                refinement(c.hidden_pass),
-                output(c.hidden_pass, c.num_residual),
-            )
-            for step in range(c.residual_scan)
+        self.passes = group_passes(c.num_features, c.group_sizes, c.group_scans, c.hidden_pass)
+        self.residual_passes = group_passes(
+            c.num_features + c.num_y, c.residual_sizes, c.residual_scans, c.hidden_residual
         )
 
     # -- network ---------------------------------------------------------------------------------
@@ -377,20 +388,43 @@ class EntropyModel(nn.Module):
         z_coded = z_coded.joined(take(z, self.z_passes[1](known), z_gain).on(odd))
 
         known = self.features(s_context, self.context(z_coded.value, z_gain), q, *y.shape[2:])
+        shape = (self.passes, self.config.group_sizes, self.config.group_scans)
+        return s_coded, z_coded, Coded.cat(self.code_groups(known, y, y_gain, take, *shape))
+
+    def code_groups(
+        self,
+        known: Tensor,
+        latent: Tensor,
+        gain: Tensor,
+        take: Callable[[Tensor, Tensor, Tensor], Coded],
+        passes: nn.ModuleList,
+        sizes: list[int],
+        scans: list[int],
+        coded: Iterable[Tensor | float] | None = None,
+    ) -> list[Coded]:
+        """Groups of channels of a latent, one after the other, each in its passes.
+
+        Args:
+          known: contexts, [B, C, hy, wy]; latent: in symbols; gain: of all channels.
+          take: of (latent, network output, gain), what is coded.
+          passes: as `group_passes` gives them.
+          coded: of each group, 1 or 0 for each image, [B, 1, 1, 1], whether it is coded at all.
+        """
         groups = []
-        passes = iter(self.passes)
+        nets = iter(passes)
         done = 0
-        for size, scan in zip(self.config.group_sizes, self.config.group_scans, strict=True):
-            latent, gain = y[:, done : done + size], y_gain[:, done : done + size]
-            first, *later = lattices(scan, *y.shape[2:])
-            group = take(latent, next(passes)(known), gain).on(first)
+        for size, scan, on in zip(sizes, scans, coded or [1.0] * len(sizes), strict=True):
+            channels = slice(done, done + size)
+            own, own_gain = latent[:, channels], gain[:, channels]
+            first, *later = lattices(scan, *latent.shape[2:])
+            group = take(own, next(nets)(known), own_gain).on(first * on)
             for lattice in later:
-                seen = torch.cat([known, self.context(group.value, gain)], 1)
-                group = group.joined(take(latent, next(passes)(seen), gain).on(lattice))
-            known = torch.cat([known, self.context(group.value, gain)], 1)
+                seen = torch.cat([known, self.context(group.value, own_gain)], 1)
+                group = group.joined(take(own, next(nets)(seen), own_gain).on(lattice * on))
+            known = torch.cat([known, self.context(group.value, own_gain)], 1)
             groups.append(group)
             done += size
-        return s_coded, z_coded, Coded.cat(groups)
+        return groups
 
     def code_residual(
         self,
@@ -409,30 +443,42 @@ class EntropyModel(nn.Module):
           price: see `Coded.of`. The gate of the high bands: where the networks expect little
             energy, from the base and the neighbours, a coefficient must be large to be coded.
         """
-        c = self.config
+        return self.code_after(self.known_of(base), residual, q, given=given, price=price)
+
+    def known_of(self, base: tuple[Coded, Coded, Coded]) -> Tensor:
+        """What the networks of the residual see of its base, [B, F + Cy, hy, wy], integers."""
         s, z, y = base
-        base_q = q.clamp(max=c.residual_from)
+        q = torch.full((len(y.value),), self.config.residual_from)
         s_context, z_context, y_context = (
-            self.context(coded.value, gains.at(base_q, coded.value.ndim - 2))
+            self.context(coded.value, gains.at(q, coded.value.ndim - 2))
             for coded, gains in ((s, self.s_gains), (z, self.z_gains), (y, self.y_gains))
         )
-        features = self.features(s_context, z_context, base_q, *residual.shape[2:])
-        known = torch.cat([features, y_context], 1)
+        features = self.features(s_context, z_context, q, *y.value.shape[2:])
+        return torch.cat([features, y_context], 1)
+
+    def code_after(
+        self,
+        known: Tensor,
+        residual: Tensor,
+        q: Tensor,
+        *,
+        given: bool = False,
+        price: float | Tensor = PRICE,
+    ) -> Coded:
+        """The same as `code_residual`, from what `known_of` gave."""
+        c = self.config
         gain = self.residual_gains.at(q, 2)
         if not given:
             residual = round_to_levels(residual / self.step(gain))
         noisy = self.training and not given
 
-        def take(net: nn.Module, seen: Tensor) -> Coded:
-            mean, scale = predict(net(seen), gain)
-            return Coded.of(residual, mean, scale, given=given, noisy=noisy, price=price)
+        def take(latent: Tensor, net_output: Tensor, gain: Tensor) -> Coded:
+            predicted = predict(net_output, gain)
+            return Coded.of(latent, *predicted, given=given, noisy=noisy, price=price)
 
-        first, *later = lattices(c.residual_scan, *residual.shape[2:])
-        coded = take(self.residual_passes[0], known).on(first)
-        for net, lattice in zip(self.residual_passes[1:], later, strict=True):
-            seen = torch.cat([known, self.context(coded.value, gain)], 1)
-            coded = coded.joined(take(net, seen).on(lattice))
-        return coded
+        shape = (self.residual_passes, c.residual_sizes, c.residual_scans)
+        on = [(q >= start).float()[:, None, None, None] for start in c.residual_starts]
+        return Coded.cat(self.code_groups(known, residual, gain, take, *shape, on))
 
     def y_masks(self, hy: int, wy: int) -> list[Tensor]:
         """Which symbols each pass codes, float [1, Cy, hy, wy]."""
@@ -541,12 +587,14 @@ def serialize(model: EntropyModel) -> bytes:
     """
     c = model.config
     out = bytearray(MAGIC)
-    groups = [*zip(c.group_sizes, c.group_scans, strict=True), (c.num_residual, c.residual_scan)]
+    groups = [
+        *zip(c.group_sizes, c.group_scans, [0] * len(c.group_sizes), strict=True),
+        *zip(c.residual_sizes, c.residual_scans, c.residual_starts, strict=True),
+    ]
     num_y = c.num_y + c.num_residual
     out += struct.pack("<5H", c.num_s, c.num_z, num_y, c.num_features, len(groups))
-    for size, scan in groups:
-        out += struct.pack("<HB", size, scan)
-    out += struct.pack("<B", c.residual_from)
+    for group in groups:
+        out += struct.pack("<HBB", *group)
     out += struct.pack("<2H", NUM_Q, NUM_SCALES)
     out += struct.pack("<3B", CONTEXT_SHIFT, MEAN_SHIFT, SCALE_SHIFT)
     out += struct.pack("<I", NUM_SCALES)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.onnx_to_torch import OnnxModule
+from export.precision import mixed_precision
 
 # Five-point ArcFace template for a 112x112 chip: eyes, nose, mouth corners, (x, y) in pixels.
 ARCFACE_TEMPLATE = np.array(
@@ -51,7 +52,7 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
         """Distance per image, [B]."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 ref = self.features(reference)
             out = self.features(image)
@@ -158,7 +159,7 @@ class IdentityLoss(nn.Module):
         grid = F.affine_grid(theta, [theta.shape[0], 3, 112, 112], align_corners=False)
         chip = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
         chip = relight(chip, light).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             embedding, *features = self.net((chip - 127.5) / 128.0, IDENTITY_TAPS)
         return F.normalize(embedding.float(), dim=1), features
 

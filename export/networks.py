@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyModel, enlarge
+from export.precision import mixed_precision
 from export.quantised import quantise_convolutions
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
@@ -32,6 +33,8 @@ LOW = 3  # channels 0-2 are ll2
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 UNIT = 8.0  # residual coefficients in a unit of the bands
+# Row and column of each block of 8x8 pixels of the residual within 16x16, in coding order
+BLOCKS = ((0, 0), (1, 1), (0, 1), (1, 0))
 
 # Typical standard deviation of each band group in faces: ll2, hl2/lh2/hh2, level 1; per colour.
 _LL2, _LEVEL2, _LEVEL1 = (2.6, 0.7, 0.25), (0.30, 0.06, 0.03), (0.10, 0.025, 0.012)
@@ -299,28 +302,40 @@ def time_features(t: Tensor) -> Tensor:
 
 
 class ResidualTransform(nn.Module):
-    """What the student leaves, of 16x16 pixels at a time, as coefficients and back.
+    """What the student leaves, of 8x8 pixels at a time, as coefficients and back.
 
     The high-frequency path of the compressor: from quality `residual_from` on the encoder decodes
     its own base and codes what is missing, which is nearly all in the high bands of eyes, brows,
     mouth and hair. Both matrices start as the first principal components of such residuals (the
-    Karhunen-Loeve transform, `export/train_residual.py`), and then learn with everything else.
+    Karhunen-Loeve transform, `export/train_residual.py`), and may learn with everything else.
+
+    The four blocks at a position of H/16 are four groups of channels, in the order of BLOCKS: each
+    is predicted from those before it, the first from the base alone, and the last two from
+    neighbours on all sides.
     """
+
+    order: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        rows = torch.eye(16 * NUM_BANDS)[:channels].unflatten(1, (NUM_BANDS, 4, 4))
-        self.analysis = nn.Parameter(rows.clone())  # [R, 48, 4, 4]
+        self.components = channels // len(BLOCKS)
+        rows = torch.eye(4 * NUM_BANDS)[: self.components].unflatten(1, (NUM_BANDS, 2, 2))
+        self.analysis = nn.Parameter(rows.clone())  # [R / 4, 48, 2, 2]
         self.synthesis = nn.Parameter(rows.clone())
+        raster = [BLOCKS.index((row, column)) for row in (0, 1) for column in (0, 1)]
+        order = torch.arange(self.components)[:, None] + self.components * torch.tensor(raster)
+        self.register_buffer("order", order.flatten(), persistent=False)
 
     def forward(self, bands: Tensor) -> Tensor:
         """Bands [B, 48, h, w] -> coefficients [B, R, h/4, w/4]; in units of 1/8 of a band's."""
-        return UNIT * F.conv2d(bands, self.analysis, stride=4)
+        blocks = UNIT * F.conv2d(bands, self.analysis, stride=2)
+        return torch.cat([blocks[:, :, row::2, column::2] for row, column in BLOCKS], 1)
 
     def bands(self, coefficients: Tensor) -> Tensor:
         """The other way."""
+        blocks = F.pixel_shuffle(coefficients[:, self.order] * (1 / UNIT), 2)
         weight = self.synthesis.flatten(1).T[:, :, None, None]
-        return F.pixel_shuffle(F.conv2d(coefficients * (1 / UNIT), weight), 4)
+        return F.pixel_shuffle(F.conv2d(blocks, weight), 2)
 
 
 class Base(NamedTuple):
@@ -368,7 +383,7 @@ class Codec(nn.Module):
         self, bands: Tensor, *, bf16: bool = False
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """(s, z, y) and the price of bands [B, 48, H/4, W/4], float32, unrounded."""
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with mixed_precision(bf16):
             y, z, s, price = self.g_a(bands.contiguous(memory_format=torch.channels_last))
         return (s.float(), z.float(), y.float()), price.float()
 
@@ -441,7 +456,7 @@ class Codec(nn.Module):
         e = self.entropy
         coded = e.code(*self.latents(bands, bf16=bf16), q)
         prompt, s_hat = self.decoded(coded, q)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with mixed_precision(bf16):
             out = self.one_step(prompt, s_hat, realism, noise, q)
         return out, e.bits(*coded)
 
@@ -460,7 +475,7 @@ class Codec(nn.Module):
         """The same of a base that has been coded."""
         q = torch.full((len(bands),), self.entropy.config.residual_from)
         prompt, s_hat = self.decoded(coded, q)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with mixed_precision(bf16):
             out = self.posterior_mean(prompt, s_hat, q)
         return Base(coded, prompt, s_hat, bands - out.float(), price)
 
@@ -492,7 +507,7 @@ class Codec(nn.Module):
           Decoded bands [B, 48, H/4, W/4] and the bits [B] of the residual.
         """
         residual, bits = self.code_left(base, q, price=price)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        with mixed_precision(bf16):
             out = self.posterior_mean(base.prompt, base.s_hat, q, residual)
         return out, bits
 

@@ -7,10 +7,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from export.precision import FAST_BFLOAT16
+
 
 def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """About the nearest semi-orthogonal matrix, by quintic Newton-Schulz steps in bfloat16."""
-    x = matrix.bfloat16()
+    """About the nearest semi-orthogonal matrix, by quintic Newton-Schulz steps.
+
+    In bfloat16 where that is fast.
+    """
+    x = matrix.bfloat16() if FAST_BFLOAT16 else matrix
     transpose = x.shape[0] > x.shape[1]
     if transpose:
         x = x.T

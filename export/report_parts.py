@@ -81,7 +81,7 @@ def report(codec: Codec, faces: list[Face], qualities: list[float]) -> list[dict
             sums[name] = sums.get(name, 0.0) + bits / 8 / len(faces)
 
         for face in faces:
-            latents = codec.latents(split_bands(torch.from_numpy(read_square(face, SIZE))))
+            latents = codec.latents(split_bands(torch.from_numpy(read_square(face.path, SIZE))))
             parts = {name: float(bits) for name, bits in e.bits(*e.code(*latents, q)).items()}
             for name, bits in parts.items():
                 add(name, bits)

@@ -239,7 +239,7 @@ def evaluate(
     for q in qualities:
         total = np.zeros(3)
         for face in faces:
-            x = torch.from_numpy(read_square(face, VALIDATE_SIZE))
+            x = torch.from_numpy(read_square(face.path, VALIDATE_SIZE))
             original = split_bands(x)
             psnr = []
             for realism in (0.0, 1.0):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from export.data import BatchKind, FaceSampler, nearness, read_index, read_rgb, read_square
 from export.networks import Analysis, codec_from_dict, split_bands
+from export.precision import mixed_precision
 
 SIZE = 256
 LEARNING_RATE = 3e-3
@@ -34,7 +35,7 @@ def expected_near(near: Tensor) -> Tensor:
 def predicted_near(analysis: Analysis, image: Tensor, *, bf16: bool = True) -> Tensor:
     """The same, as found in images [B, 3, H, W], not clamped; only the head gets a gradient."""
     bands = split_bands(image).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+    with mixed_precision(bf16):
         with torch.no_grad():
             features = analysis.features(bands / analysis.scale)
         near: Tensor = analysis.near(features)
@@ -65,7 +66,7 @@ def explained(analysis: Analysis, root: Path, count: int) -> float:
     faces = read_index(root, "val")
     found, expected = [], []
     for face in faces[:: max(1, len(faces) // count)][:count]:
-        image = torch.from_numpy(read_square(face, SIZE))
+        image = torch.from_numpy(read_square(face.path, SIZE))
         found.append(predicted_near(analysis, image, bf16=False).clamp(0, 1).flatten())
         height, width = read_rgb(face.path).shape[:2]
         points = face.landmarks * np.array([SIZE / width, SIZE / height], np.float32)

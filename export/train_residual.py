@@ -2,18 +2,21 @@
 
     python -m export.train_residual RUN/checkpoint.pt OUT/checkpoint.pt --data FACES --minutes 8
 
-The base stays as it is. The transform is that of the principal components of the residuals of some
-training faces at the quality from which residuals are coded; then the residual's networks learn to
-predict scales and means from the base and from each other, at all qualities above. Prints what the
-residual is worth on some `val` faces, and what it would be without its gate: with every coefficient
-rounded to the nearest step, whatever the energy around it.
+The base stays as it is, and is coded once for all crops that are learnt from. The transform is
+that of the principal components of what it leaves of them, at the quality from which residuals are
+coded; then the residual's networks learn to predict scales and means from the base and from each
+other, at all qualities above. Prints what the residual is worth on some `val` faces, and what it
+would be without its gate: with every coefficient rounded to the nearest step, whatever the energy
+around it.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,25 +25,51 @@ from torch import Tensor, nn
 
 from export.data import BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import KNOTS, NUM_Q, IntegerConv2d
-from export.networks import UNIT, Codec, codec_from_dict, split_bands
+from export.networks import NUM_BANDS, UNIT, Codec, codec_from_dict, split_bands
 from export.training import ADAM_SCALE, parameter_kind
 
 GREY = 127.5 / UNIT  # grey levels in a unit of the residual's coefficients
 LEARNING_RATE = 1.2e-3
+CROPS_AT_ONCE = 8
 HEADER_BYTES = 12
 
 
+class Bases(NamedTuple):
+    """Crops of 256x256 pixels whose base is coded: [N, ...], small types, for there are many.
+
+    Attributes:
+      known: what the residual's networks see of it, int8; left: its error, as bands, float16.
+      price: of the bits.
+    """
+
+    known: Tensor
+    left: Tensor
+    price: Tensor
+
+
 @torch.no_grad()
-def find_transform(codec: Codec, faces: list[Face]) -> float:
+def code_bases(codec: Codec, faces: list[Face], count: int) -> Bases:
+    """`count` random crops."""
+    sampler = FaceSampler(faces, 7, [BatchKind(256, CROPS_AT_ONCE, 0.7, 1.0)])
+    found = []
+    for _ in range(math.ceil(count / CROPS_AT_ONCE)):
+        base = codec.base(split_bands(torch.from_numpy(sampler.next()[0]).float()))
+        known = codec.entropy.known_of(base.coded)
+        found.append((known.to(torch.int8), base.left.half(), base.price))
+    return Bases(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def find_transform(codec: Codec, bases: Bases) -> float:
     """Set the transform; returns the share of the residuals' energy that it holds."""
-    total = torch.zeros(768, 768)
-    for face in faces:
-        bands = split_bands(torch.from_numpy(read_square(face, 256)))
-        blocks = F.pixel_unshuffle(codec.base(bands).left, 4).permute(0, 2, 3, 1).reshape(-1, 768)
+    size = 4 * NUM_BANDS
+    total = torch.zeros(size, size)
+    for left in bases.left.split(CROPS_AT_ONCE):
+        blocks = F.pixel_unshuffle(left.float(), 2).permute(0, 2, 3, 1).reshape(-1, size)
         total += blocks.T @ blocks
     values, vectors = torch.linalg.eigh(total)
-    kept = codec.residual.analysis.shape[0]
-    basis = vectors.T.flip(0)[:kept].reshape(kept, 48, 4, 4)
+    kept = codec.residual.components
+    basis = vectors.T.flip(0)[:kept].reshape(kept, NUM_BANDS, 2, 2)
     for matrix in (codec.residual.analysis, codec.residual.synthesis):
         matrix.copy_(basis)
     return float(values.flip(0)[:kept].sum() / values.sum())
@@ -57,7 +86,7 @@ def set_gains(codec: Codec, steps: tuple[float, float]) -> None:
         gains.copy_(torch.from_numpy(along).float()[:, None].expand_as(gains))
 
 
-def train(codec: Codec, faces: list[Face], minutes: float, batch: int) -> None:
+def train(codec: Codec, bases: Bases, minutes: float, batch: int) -> None:
     """Fit `entropy.residual_passes`."""
     e = codec.entropy
     outputs = {n for n, m in codec.named_modules() if isinstance(m, IntegerConv2d) and m.lo < 0}
@@ -68,18 +97,16 @@ def train(codec: Codec, faces: list[Face], minutes: float, batch: int) -> None:
     fitted = [p for group in groups.values() for p in group]
     scales = [ADAM_SCALE[kind] for kind, group in groups.items() if group]
     adam = torch.optim.AdamW([{"params": g} for g in groups.values() if g], weight_decay=0.0)
-    kinds = [BatchKind(128, batch, 0.35, 0.5), BatchKind(256, max(1, batch // 4), 0.85, 0.5)]
-    sampler = FaceSampler(faces, 7, kinds)
     rng = np.random.default_rng(7)
     first = e.config.residual_from
     start, step, sums = time.time(), 0, []
     while (progress := (time.time() - start) / (60 * minutes)) < 1:
-        bands = split_bands(torch.from_numpy(sampler.next()[0]).float())
-        base = codec.base(bands)
-        residual = codec.residual(base.left)
-        q = torch.from_numpy(rng.integers(first, NUM_Q, len(bands)))
+        drawn = torch.from_numpy(rng.integers(0, len(bases.left), batch))
+        residual = codec.residual(bases.left[drawn].float())
+        q = torch.from_numpy(rng.integers(first, NUM_Q, batch))
         e.train()
-        coded = e.code_residual(base.coded, residual, q, price=base.price)
+        known, price = bases.known[drawn].float(), bases.price[drawn]
+        coded = e.code_after(known, residual, q, price=price)
         loss = coded.bits.sum() / residual[:, 0].numel() / 256  # bits per pixel
         adam.zero_grad()
         loss.backward()
@@ -111,7 +138,7 @@ def measure(
     e.eval()
     sums = np.zeros((len(qualities), 2))
     for face in faces:
-        bands = split_bands(torch.from_numpy(read_square(face, 256)))
+        bands = split_bands(torch.from_numpy(read_square(face.path, 256)))
         base = codec.base(bands)
         parts = sum(float(part.bits.sum()) for part in base.coded)
         for row, q in zip(sums, map(torch.tensor, ([q] for q in qualities)), strict=True):
@@ -127,12 +154,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path, required=True, help="folder with index.csv")
     parser.add_argument("--minutes", type=float, default=8.0)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--faces", type=int, default=200, help="for the transform")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--crops", type=int, default=1200, help="of training faces, to learn from")
     parser.add_argument("--steps", type=float, nargs=2, default=(220.0, 16.0), help="grey levels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--count", type=int, default=16, help="val faces to report on")
-    parser.add_argument("--keep-transform", action="store_true", help="of the checkpoint")
+    parser.add_argument("--keep-transform", action="store_true", help="and steps of the checkpoint")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(7)
@@ -141,12 +168,12 @@ def main() -> None:
     codec.load_state_dict(state["ema"])
     codec.requires_grad_(False)
     codec.entropy.residual_passes.requires_grad_(True)
-    faces = read_index(args.data, "train")
+    bases = code_bases(codec, read_index(args.data, "train"), args.crops)
     if not args.keep_transform:
-        share = find_transform(codec, faces[:: max(1, len(faces) // args.faces)])
+        share = find_transform(codec, bases)
         print(f"the transform holds {100 * share:.1f} % of the residuals", flush=True)
-    set_gains(codec, tuple(args.steps))
-    train(codec, faces, args.minutes, args.batch)
+        set_gains(codec, tuple(args.steps))
+    train(codec, bases, args.minutes, args.batch)
     val = read_index(args.data, "val")
     val = val[:: len(val) // args.count][: args.count]
     first = codec.entropy.config.residual_from

@@ -1,7 +1,10 @@
 """Train the diffusion teacher: a denoiser of bands on what a codec's files say; resumable.
 
     python -m export.train_teacher --codec RUN/checkpoint.pt --data FACES --out TEACHER --minutes 60
-    python -m export.train_teacher ... --plots FOLDER     (no training: samples, and steps)
+    python -m export.train_teacher ... --plots FOLDER --image FACE.png       (no training)
+
+`--plots` draws what shows a diffusion model: samples of one file with several seeds, and what more
+steps bring, as pictures of one image and as curves over `val` faces.
 
 The codec stays as it is. `TEACHER/curve.tsv` has, every few minutes and on some `val` faces, for 1,
 2, 4, 8 and 16 steps, PSNR, the perceptual distance of `export/losses.py` and the sharpness of the
@@ -33,6 +36,7 @@ from export.diffusion import (
 )
 from export.losses import PerceptualLoss
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
+from export.precision import mixed_precision
 from export.training import Run, RunSettings
 
 STEPS = (1, 2, 4, 8, 16)
@@ -84,7 +88,7 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
         with torch.no_grad():
             condition, _ = condition_of(self.model, bands, q)
         normal = torch.from_numpy(self.rng.normal(s.time_mean, 1.0, count)).float()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with mixed_precision():
             loss = flow_loss(
                 self.model,
                 bands / self.model.g_s.scale,
@@ -108,9 +112,9 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
 
 
 @torch.no_grad()
-def coded(codec: Codec, face: Face, q: int) -> tuple[Tensor, Condition]:
+def coded(codec: Codec, path: Path, q: int) -> tuple[Tensor, Condition]:
     """A face, RGB [1, 3, SIZE, SIZE], and what its file says."""
-    image = torch.from_numpy(read_square(face, SIZE))
+    image = torch.from_numpy(read_square(path, SIZE))
     return image, condition_of(codec, split_bands(image), torch.tensor([q]))[0]
 
 
@@ -139,14 +143,17 @@ def draw(
 def evaluate(
     model: Codec, faces: list[Face], count: int, settings: TeacherSettings
 ) -> list[tuple[float, ...]]:
-    """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness)."""
+    """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness).
+
+    Perceptual distance and sharpness over that of the original; means of squares.
+    """
     perceptual = PerceptualLoss()
     faces = faces[:: max(1, len(faces) // count)][:count]
     rows = []
     for steps in STEPS:
         total = np.zeros(3)
         for index, face in enumerate(faces):
-            image, condition = coded(model, face, settings.validate_q)
+            image, condition = coded(model, face.path, settings.validate_q)
             found = draw(model, condition, steps, first=index)
             mse = float((found.round() - image).square().mean())
             total += [
@@ -158,21 +165,41 @@ def evaluate(
     return rows
 
 
+def write_sheet(path: Path, rows: list[list[Tensor]]) -> None:
+    """Pictures [3, SIZE, SIZE] side by side, row by row, as a PNG file."""
+    sheet = torch.cat([torch.cat(row, 2) for row in rows], 1)
+    picture = sheet.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    cv2.imwrite(str(path), np.ascontiguousarray(picture[:, :, ::-1]))
+
+
 @torch.no_grad()
-def plots(model: Codec, faces: list[Face], count: int, folder: Path) -> None:
-    """`seeds.png`: the original, then SEEDS samples of each file; `steps.png`: by steps."""
+def plots(model: Codec, image: Path, faces: list[Face], count: int, folder: Path) -> None:
+    """`seeds.png`: what eight seeds draw for one file, and where they differ; `steps.png`, .tsv.
+
+    The last picture of `seeds.png` is the standard deviation of the samples, ten times.
+    """
+    from matplotlib import pyplot
+
     folder.mkdir(parents=True, exist_ok=True)
-    faces = faces[:: max(1, len(faces) // count)][:count]
-    by_seed, by_steps = [], []
-    for face in faces:
-        image, condition = coded(model, face, TeacherSettings.validate_q)
-        samples = draw(model, condition, STEPS[-1], seeds=SEEDS)
-        by_seed.append(torch.cat([image, samples]))
-        by_steps.append(torch.cat([image, *(draw(model, condition, n) for n in STEPS)]))
-    for name, rows in (("seeds", by_seed), ("steps", by_steps)):
-        sheet = torch.cat([torch.cat(list(row), 2) for row in rows], 1)
-        picture = sheet.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-        cv2.imwrite(str(folder / f"{name}.png"), np.ascontiguousarray(picture[:, :, ::-1]))
+    original, condition = coded(model, image, TeacherSettings.validate_q)
+    samples = draw(model, condition, STEPS[-1], seeds=SEEDS)
+    spread = 10 * samples.std(0).mean(0).expand(3, -1, -1)
+    pictures = [original[0], *samples, spread]
+    write_sheet(folder / "seeds.png", [pictures[:5], pictures[5:]])
+    by_steps = [draw(model, condition, steps)[0] for steps in STEPS]
+    write_sheet(folder / "steps.png", [[original[0], *by_steps]])
+    rows = evaluate(model, faces, count, TeacherSettings())
+    names = ("steps", "PSNR", "perceptual distance", "relative sharpness")
+    with open(folder / "steps.tsv", "w") as f:
+        for row in (names, *(tuple(f"{v:.6g}" for v in row) for row in rows)):
+            f.write("\t".join(row) + "\n")
+    figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.2), layout="constrained")
+    for axis, name, column in zip(axes, names[1:], list(zip(*rows, strict=True))[1:], strict=True):
+        axis.plot(STEPS, column, "o-")
+        axis.set(xscale="log", xlabel="steps", title=name)
+        axis.set_xticks(STEPS, [str(steps) for steps in STEPS], minor=False)
+        axis.minorticks_off()
+    figure.savefig(folder / "curves.png", dpi=100)
 
 
 def main() -> None:
@@ -187,11 +214,14 @@ def main() -> None:
     parser.add_argument("--validate-count", type=int, default=12)
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
     parser.add_argument("--plots", type=Path, help="write pictures here instead of training")
+    parser.add_argument("--image", type=Path, help="of which --plots shows samples: a square")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     trainer = TeacherTrainer(args, TeacherSettings(**args.override))
     if args.plots:
-        plots(trainer.ema_model(), trainer.val, args.validate_count, args.plots)
+        if args.image is None:
+            parser.error("--plots needs --image")
+        plots(trainer.ema_model(), args.image, trainer.val, args.validate_count, args.plots)
     else:
         trainer.run()
 

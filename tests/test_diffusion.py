@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from test_export_networks import SMALL, small_codec
@@ -199,5 +200,9 @@ def test_training_resumes_and_draws(
     assert (a - b).abs().mean() > 20 * (again_b - b).abs().mean()  # not 0: alone, not in a batch
     zero = [draw(model, told, 4, first=i, realism=0.0) for i in range(2)]
     torch.testing.assert_close(*zero, rtol=0, atol=0.01)
-    plots(model, again.val, 1, tmp_path / "plots")
-    assert {p.name for p in (tmp_path / "plots").iterdir()} == {"seeds.png", "steps.png"}
+    folder = tmp_path / "plots"
+    plots(model, again.val[0].path, again.val, 1, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"seeds.png", "steps.png", "steps.tsv", "curves.png"}
+    table = np.loadtxt(folder / "steps.tsv", delimiter="\t", skiprows=1)
+    assert table.shape == (len(STEPS), 4) and table[:, 0].tolist() == list(STEPS)

@@ -20,6 +20,7 @@ from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform
 from export.networks import (
     Codec,
     ModelConfig,
+    ResidualTransform,
     codec_from_dict,
     merge_bands,
     split_bands,
@@ -51,9 +52,9 @@ SMALL = ModelConfig(
         num_features=8,
         group_sizes=[4, 12],
         group_scans=[3, 2],
-        num_residual=8,
-        residual_scan=1,
-        residual_from=100,
+        residual_sizes=[2, 2, 2, 2],
+        residual_scans=[1, 2, 1, 1],
+        residual_starts=[100, 100, 100, 140],
     ),
 )
 
@@ -210,13 +211,33 @@ def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: floa
     assert np.abs(decoded - expected).max() <= 0.6  # it was rounded
 
 
+def test_blocks_of_the_residual_are_groups_of_channels() -> None:
+    """As many coefficients as pixels are the bands themselves; a group holds its block alone."""
+    transform = ResidualTransform(768)
+    bands = torch.randn(2, 48, 12, 20)
+    coefficients = transform(bands)
+    assert coefficients.shape == (2, 768, 3, 5)
+    torch.testing.assert_close(transform.bands(coefficients), bands)
+    for group, (row, column) in enumerate([(0, 0), (1, 1), (0, 1), (1, 0)]):
+        rows, columns = (
+            slice(8 + 2 * row, 10 + 2 * row),
+            slice(12 + 2 * column, 14 + 2 * column),
+        )
+        one = torch.zeros_like(bands)
+        one[:, :, rows, columns] = bands[:, :, rows, columns]
+        own = coefficients[:, 192 * group : 192 * (group + 1), 2, 3]
+        found = transform(one)
+        torch.testing.assert_close(found[:, 192 * group : 192 * (group + 1), 2, 3], own)
+        assert torch.count_nonzero(found) == own.numel()
+
+
 def test_a_residual_brings_the_image_closer(tmp_path: Path) -> None:
     """Even with a base that has learnt nothing: all that it leaves is in the residual's reach."""
     codec = small_codec()
     with torch.no_grad():
-        blocks = torch.randn(768, 8, generator=torch.Generator().manual_seed(0))
+        blocks = torch.randn(192, 2, generator=torch.Generator().manual_seed(0))
         for matrix in (codec.residual.analysis, codec.residual.synthesis):
-            matrix.copy_(torch.linalg.qr(blocks)[0].T.unflatten(1, (48, 4, 4)))
+            matrix.copy_(torch.linalg.qr(blocks)[0].T.unflatten(1, (48, 2, 2)))
         for layer in (codec.g_s.residual16, codec.g_s.residual4):
             layer.weight.zero_()  # or it would make something of it
         codec.g_s.condition[0].weight[:, -1] = 0  # of the quality, too
@@ -237,6 +258,8 @@ def test_a_residual_brings_the_image_closer(tmp_path: Path) -> None:
 
 def test_the_encoder_pays_what_the_analysis_says(tmp_path: Path) -> None:
     codec = small_codec()
+    with torch.no_grad():
+        codec.residual.analysis.mul_(0.02)  # coefficients that a table holds
     image = synthetic_image(64, 64)
     sizes = []
     for near in (0.0, 1.0, float("nan")):
