@@ -65,7 +65,7 @@ class Configuration:
 
 
 def by_precision(models: Sequence[str]) -> dict[str, str]:
-    """Models, names or directories made absolute, by the precision of their graphs.
+    """Models, names or directories, by the precision of their graphs.
 
     Raises:
       OptionError: two of the same precision; ModelError: no such model.
@@ -75,7 +75,7 @@ def by_precision(models: Sequence[str]) -> dict[str, str]:
         precision = load_model(model).precision
         if precision in found:
             raise OptionError(f"two models in {precision}: {found[precision]} and {model}")
-        found[precision] = os.path.abspath(model) if os.path.isdir(model) else model
+        found[precision] = model
     return found
 
 
@@ -186,6 +186,11 @@ def run(
     Raises:
       FasdiffError: a process failed; with what it said.
     """
+    models = {
+        precision: os.path.abspath(model) if os.path.isdir(model) else model
+        for precision, model in options["models"].items()
+    }
+    options = {**options, "models": models}  # for processes that start in another folder
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
             picture = Path(folder) / f"{row.size}.png"
