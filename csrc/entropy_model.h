@@ -6,8 +6,7 @@
 //
 //   char  magic[8] = "FSDEM\0\0\5"
 //   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..8
-//   (u16 size, u8 scan, u8 start)[num_groups]  size >= 1, sum num_y; scan 1..3: passes of the
-//   group;
+//   (u16 size, u8 scan, u8 start)[num_groups]  size >= 1, sum num_y; scan 1..3, the passes;
 //                                              start 0..252, never falling, 0 for the first
 //   u16   num_q = 253, num_scales 1..256
 //   u8    ctx_shift, mean_shift, scale_shift (0..24)
@@ -35,11 +34,10 @@
 //                        -> 2 * size[g], means before scales.
 //
 // Version 1 (releases 0.1.x) is read as well: magic ends in 1; four tables a scale; a fourth shift
-// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and no
-// start, which is 0;
-// instead of s_mean and s_scale come (i16 base, u16 table) for each component of s, then for each
-// channel of z; only y has a quantiser; there are no z passes, h_s_z takes num_z, h_s_y that + 1
-// (the quality).
+// u8 z_shift (0..7) follows scale_shift; groups have no scan, which is 2, and no start,
+// which is 0; instead of s_mean and s_scale come (i16 base, u16 table) for each component of s,
+// then for each channel of z; only y has a quantiser; there are no z passes, h_s_z takes num_z,
+// h_s_y that + 1 (the quality).
 #ifndef FASDIFF_CSRC_ENTROPY_MODEL_H_
 #define FASDIFF_CSRC_ENTROPY_MODEL_H_
 
@@ -99,8 +97,6 @@ struct EntropyModel {
     for (int g = 0; g < num_groups; ++g) sum += group_scan[g];
     return sum;
   }
-
-  bool CodesResidual(int q) const { return q >= residual_from; }
 
   // Channels of y that are not the residual's.
   int num_base() const {

@@ -143,10 +143,7 @@ def draw(
 def evaluate(
     model: Codec, faces: list[Face], count: int, settings: TeacherSettings
 ) -> list[tuple[float, ...]]:
-    """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness).
-
-    Perceptual distance and sharpness over that of the original; means of squares.
-    """
+    """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness)."""
     perceptual = PerceptualLoss()
     faces = faces[:: max(1, len(faces) // count)][:count]
     rows = []

@@ -74,7 +74,7 @@ void Try(const Bytes& file, Random* random, Tally* tally) {
   for (int32_t& v : latents.y) v = random->Int(0, 1) == 0 ? lowest : highest;
   Bytes encoded;
   CHECK(EncodeLatents(model, latents.view(), size, q, &encoded) == Status::kOk);
-  if (model.CodesResidual(q)) {
+  if (q >= model.residual_from) {
     Bytes from_base;
     CHECK(EncodeFromBase(model, latents, size, q, &from_base) == Status::kOk);
     CHECK(from_base == encoded);
