@@ -43,6 +43,7 @@ from tables import RESULTS, markdown, write_tsv
 
 from fasdiff_edge import Encoder, _core, cpu
 from fasdiff_edge.api import read_levels
+from fasdiff_edge.bitstream import unpack
 from fasdiff_edge.models import load_model
 
 Array = NDArray[Any]
@@ -502,7 +503,7 @@ def bench_entropy_stage(model: Any, name: str, rounds: int) -> Iterator[Row]:
     for budget in (250, 500, 1000, 2000):
         data = encoder.encode(picture, max_bytes=budget)
         header, _, levels = read_levels(data, model, 2**24)
-        core, payload, quality = model.entropy._core, data[12:], header.quality
+        core, payload, quality = model.entropy._core, unpack(data)[2], header.quality
         size = header.latent_size
         arrays = (levels.s, levels.z, levels.y)
         verify(core.encode(*arrays, quality) == payload, "entropy stage")

@@ -1,12 +1,17 @@
-// The 12-byte file header, big-endian. docs/bitstream.md is the specification.
+// The file header, 8 to 12 bytes, big-endian. docs/bitstream.md is the specification.
 //
 //   byte 0      magic 0xFA
-//   byte 1      version << 4 | scale << 2 | 00      version 1; coded at 1 / 2^scale
-//   bytes 2-3   model id
-//   bytes 4-6   width - 1 (12 bits), height - 1 (12 bits), of the original image
-//   byte 7      quality in quarter steps, 0..252
-//   bytes 8-11  CRC-32 (the one of zlib and PNG) of bytes 0-7 followed by the payload
+//   byte 1      version << 4 | scale << 2 | square << 1 | short check    coded at 1 / 2^scale
+//   2 bytes     model id
+//   size        of the original image; square: one byte, side / 16 - 1; otherwise three bytes,
+//               width - 1 (12 bits) and height - 1 (12 bits)
+//   1 byte      quality in quarter steps, 0..252
+//   check       of all bytes before it followed by the payload; short: two bytes, CRC-16
+//   (polynomial
+//               0x1021, from 0xFFFF); otherwise four, CRC-32 (the one of zlib and PNG)
 //   then the payload, to the end of the file
+//
+// In version 1 the two flags are reserved and zero; this is version 2.
 //
 // The coded size has at most 2048 * 2048 pixels, which bounds what a decoder needs.
 #ifndef FASDIFF_CSRC_BITSTREAM_HEADER_H_
@@ -20,13 +25,14 @@
 
 namespace fasdiff {
 
-constexpr size_t kHeaderSize = 12;
-constexpr int kFormatVersion = 1;
+constexpr int kOldestFormatVersion = 1;
+constexpr int kFormatVersion = 2;
 constexpr int kMaxCodedPixels = 2048 * 2048;
 
 struct FileHeader {
   int version = kFormatVersion;
-  int scale = 0;  // 0..3.
+  size_t bytes = 0;  // Of the header itself.
+  int scale = 0;     // 0..3.
   int model_id = 0;
   int width = 0, height = 0;  // 1..4096.
   int quality = 0;
@@ -50,7 +56,11 @@ struct FileHeader {
 // CRC-32 with the reflected polynomial 0xEDB88320; crc is the result for what came before, or 0.
 uint32_t Crc32(const uint8_t* data, size_t size, uint32_t crc);
 
-// Reads and checks the header of a whole file, CRC included. The kHeader... statuses.
+// CRC-16 with the polynomial 0x1021; crc is the result for what came before, or 0xFFFF. It sees any
+// three flipped bits among 32751.
+uint16_t Crc16(const uint8_t* data, size_t size, uint16_t crc);
+
+// Reads and checks the header of a whole file, its check included. The kHeader... statuses.
 Status ParseFileHeader(const uint8_t* file, size_t size, FileHeader* header);
 
 }  // namespace fasdiff

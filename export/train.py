@@ -33,6 +33,7 @@ from export.networks import (
 )
 from export.train_importance import expected_near
 from export.training import Run, RunSettings
+from fasdiff_edge.bitstream import header_bytes
 
 MAX_Q = NUM_Q - 1
 
@@ -253,7 +254,7 @@ def evaluate(
                     bits = sum(float(c.bits.sum()) for c in base.coded) + float(more)
                 mse = (merge_bands(bands).clamp(0, 255).round() - x).square().mean().item()
                 psnr.append(10 * np.log10(255**2 / mse))
-            size = 12 + bits / 8
+            size = header_bytes(VALIDATE_SIZE, VALIDATE_SIZE, 0) + bits / 8
             total += [size, *psnr]
         rows.append((float(q), *(total / len(faces))))
     return rows

@@ -103,6 +103,7 @@ class Encoder:
         """Take the first scale, from `first` down, that fits at an acceptable quality."""
         *larger, last = range(first, bitstream.MAX_SCALE + 1)
         height, width = image.shape[:2]
+        limit = bitstream.payload_limit(height, width, max_bytes)
         floors = {
             scale: min(
                 self._model.min_quality(*bitstream.coded_size(height, width, scale)), highest
@@ -118,16 +119,16 @@ class Encoder:
         for scale, low, high in plan:
             if scale not in analysed:
                 analysed[scale] = self._analyse(image, scale)
-            found = self._search(analysed[scale], max_bytes - bitstream.HEADER_BYTES, low, high)
+            found = self._search(analysed[scale], limit, low, high)
             if found.quality is not None:
                 return self._pack(image, scale, found.quality, found.payload)
             if low == 0:
                 lowest[scale] = found.sizes[0]
         scale, quality, payload = self._smallest(lowest, analysed, highest)
-        size = len(payload) + bitstream.HEADER_BYTES
-        if size > max_bytes:
-            raise BudgetError(max_bytes, size)
-        return self._pack(image, scale, quality, payload)
+        data = self._pack(image, scale, quality, payload)
+        if len(data) > max_bytes:
+            raise BudgetError(max_bytes, len(data))
+        return data
 
     def _smallest(
         self, lowest: dict[int, int], analysed: dict[int, _Latents], highest: int
@@ -312,11 +313,13 @@ class Decoder:
           EngineError: the inference engine failed.
         """
         with stage("entropy decode"):
-            header, crc, levels = read_levels(data, self._model, self._max_pixels)
+            header, seed, levels = read_levels(data, self._model, self._max_pixels)
             prompt = _prompt(self._model.entropy, levels, header.quality)
         with stage("noise"):
             hy, wy = header.latent_size
-            noise = _core.noise(crc, NUM_BANDS * 4 * hy * 4 * wy).reshape(NUM_BANDS, 4 * hy, 4 * wy)
+            noise = _core.noise(seed, NUM_BANDS * 4 * hy * 4 * wy).reshape(
+                NUM_BANDS, 4 * hy, 4 * wy
+            )
         with stage("student"):
             bands = self._student.bands(
                 prompt, noise, self._realism * self._unknown(header.quality)
@@ -398,14 +401,14 @@ def _prompt(entropy: EntropyModel, levels: Levels, quality: int) -> Prompt:
 def read_levels(
     data: bytes | bytearray | memoryview, model: Model, max_pixels: int
 ) -> tuple[Header, int, Levels]:
-    """Decode a file as far as it is integers: header, CRC-32 and levels.
+    """Decode a file as far as it is integers: header, check and levels.
 
     Raises:
       BitstreamError, ModelError: as in `Decoder.decode`.
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise BitstreamError(f"expected bytes, got {type(data).__name__}")
-    header, crc, payload = bitstream.unpack(bytes(data))
+    header, check, payload = bitstream.unpack(bytes(data))
     if header.height * header.width > max_pixels:
         raise BitstreamError(
             f"the image has {header.width} x {header.height} pixels, over max_pixels={max_pixels}"
@@ -415,7 +418,7 @@ def read_levels(
             f"the file needs model {header.model_id:04x}; this decoder has {model.name} "
             f"({model.entropy.model_id:04x}); installed: {installed()}"
         )
-    return header, crc, model.entropy.decode(payload, header.quality, header.latent_size)
+    return header, check, model.entropy.decode(payload, header.quality, header.latent_size)
 
 
 def _largest_scale(height: int, width: int) -> int:

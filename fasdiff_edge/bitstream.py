@@ -1,42 +1,52 @@
-"""The file format, version 1: a 12-byte header and a range-coded payload. All of it big-endian.
+"""The file format, version 2: a header of 8 to 12 bytes and a range-coded payload, big-endian.
 
-     byte 0    1        2  3      4  5  6              7        8  9 10 11   12 ...
-       +-----+--------+---------+--------------------+---------+-----------+----------
-       |0xFA |vvvvssrr| model id|w-1 (12)  h-1 (12)  | quality | CRC-32    | payload
-       +-----+--------+---------+--------------------+---------+-----------+----------
+    byte 0    1        2  3      4 (5 6)              +1       +2 or 4     ...
+      +-----+--------+---------+--------------------+---------+-----------+----------
+      |0xFA |vvvvssqc| model id| size               | quality | check     | payload
+      +-----+--------+---------+--------------------+---------+-----------+----------
 
-  v  format version, 1        s  scale: coded at 1 / 2^s       r  reserved, zero
+  v  format version        s  scale: coded at 1 / 2^s        q  square        c  short check
   model id   first two bytes of the SHA-256 of the integer entropy model
-  w, h       size of the image that was encoded and will be returned, in pixels
+  size       of the image that was encoded and will be returned, in pixels: w-1 (12 bits) and h-1
+             (12 bits); if q is set, one byte, side/16 - 1
   quality    in quarter steps, 0..252
-  CRC-32     zlib's, of bytes 0..7 followed by the payload; also the seed of the noise
+  check      of all bytes before it, then the payload; also the seed of the noise. CRC-32 (zlib's);
+             if c is set, CRC-16 (polynomial 0x1021, from 0xFFFF)
   payload    everything up to the end of the file; `docs/bitstream.md` describes it
+
+In version 1, which is read as well, q and c are zero. A file of 300 bytes has no bytes to spare:
+`pack` writes the shortest header there is.
 
 `unpack` believes nothing that it has not checked; sizes are bounded before anyone allocates.
 """
 
 from __future__ import annotations
 
-import struct
+import binascii
 import zlib
 from dataclasses import dataclass
 
 from .errors import BitstreamError
 
 MAGIC = 0xFA
-VERSION = 1
-HEADER_BYTES = 12
+VERSION = 2
+OLDEST_VERSION = 1
 MAX_SIDE = 4096  # pixels, of 12 bits
 MAX_SCALE = 3
 MAX_QUALITY = 252  # quarter steps
 # The graphs run on at most this many coded pixels, in either direction: it is what bounds the
 # memory of a decoder (a 4096 x 4096 image is coded at half size or less).
 MAX_CODED_PIXELS = 2048 * 2048
+_SHORT_CHECK, _SQUARE = 1, 2  # bits of byte 1
+_SQUARE_UNIT = 16  # pixels
+# The CRC-16 sees any three flipped bits, and any burst of 16, among at most 32751 bits, its own
+# left out. Longer files get a CRC-32.
+_SHORT_CHECK_COVERS = 32751 // 8
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the first eight bytes say.
+    """What the bytes before the check say.
 
     Attributes:
       model_id: 16 bits.
@@ -68,6 +78,27 @@ def coded_size(height: int, width: int, scale: int) -> tuple[int, int]:
     return -(-height // (1 << scale)), -(-width // (1 << scale))
 
 
+def _front_bytes(height: int, width: int) -> int:
+    """Bytes before the check in the header of an image of `height` x `width` pixels."""
+    return 6 if _is_square(height, width) else 8
+
+
+def _is_square(height: int, width: int) -> bool:
+    return height == width and height % _SQUARE_UNIT == 0
+
+
+def header_bytes(height: int, width: int, payload_bytes: int) -> int:
+    """Bytes of the header that `pack` writes for an image of `height` x `width` pixels."""
+    front = _front_bytes(height, width)
+    return front + (2 if front + payload_bytes <= _SHORT_CHECK_COVERS else 4)
+
+
+def payload_limit(height: int, width: int, max_bytes: int) -> int:
+    """The largest payload in a file of at most `max_bytes`; less than zero if there is none."""
+    front = _front_bytes(height, width)
+    return max(min(max_bytes - 2, _SHORT_CHECK_COVERS), max_bytes - 4) - front
+
+
 def pack(header: Header, payload: bytes) -> bytes:
     """Join header and payload into a file.
 
@@ -77,16 +108,22 @@ def pack(header: Header, payload: bytes) -> bytes:
     _check_fields(header)
     if not 0 <= header.model_id <= 0xFFFF:
         raise BitstreamError(f"model id {header.model_id} is not 16 bits")
-    size = (header.width - 1) << 12 | (header.height - 1)
-    front = struct.pack(
-        ">BBH3sB",
-        MAGIC,
-        VERSION << 4 | header.scale << 2,
-        header.model_id,
-        size.to_bytes(3, "big"),
-        header.quality,
-    )
-    return front + struct.pack(">I", zlib.crc32(payload, zlib.crc32(front))) + payload
+    if square := _is_square(header.height, header.width):
+        size = bytes([header.width // _SQUARE_UNIT - 1])
+    else:
+        size = ((header.width - 1) << 12 | (header.height - 1)).to_bytes(3, "big")
+    front_bytes = _front_bytes(header.height, header.width)
+    short = header_bytes(header.height, header.width, len(payload)) == front_bytes + 2
+    flags = VERSION << 4 | header.scale << 2 | _SQUARE * square | _SHORT_CHECK * short
+    model_id = header.model_id.to_bytes(2, "big")
+    front = bytes([MAGIC, flags]) + model_id + size + bytes([header.quality])
+    return front + _check_of(front, payload, short) + payload
+
+
+def _check_of(front: bytes, payload: bytes, short: bool) -> bytes:
+    if short:
+        return binascii.crc_hqx(payload, binascii.crc_hqx(front, 0xFFFF)).to_bytes(2, "big")
+    return zlib.crc32(payload, zlib.crc32(front)).to_bytes(4, "big")
 
 
 def unpack(data: bytes) -> tuple[Header, int, bytes]:
@@ -95,10 +132,10 @@ def unpack(data: bytes) -> tuple[Header, int, bytes]:
     Args:
       data: the whole file.
     Returns:
-      (header, crc, payload): crc is the CRC-32 of the file, the seed of the noise.
+      (header, check, payload): check is the CRC of the file, the seed of the noise.
     Raises:
       BitstreamError: with the reason; the first that applies of: empty, foreign, future
-        version, truncated header, reserved bits set, CRC, a field outside its range.
+        version, reserved bits set, truncated header, CRC, a field outside its range.
     """
     if not data:
         raise BitstreamError("the file is empty")
@@ -106,28 +143,38 @@ def unpack(data: bytes) -> tuple[Header, int, bytes]:
         raise BitstreamError(
             f"not a FaSDiff-Edge file: it starts with 0x{data[0]:02X}, not 0x{MAGIC:02X}"
         )
-    if len(data) > 1 and data[1] >> 4 != VERSION:
+    if len(data) == 1:
+        raise BitstreamError("truncated: 1 byte, not even a version")
+    version, flags = data[1] >> 4, data[1] & 3
+    if not OLDEST_VERSION <= version <= VERSION:
         raise BitstreamError(
-            f"format version {data[1] >> 4} is not supported; this decoder reads version {VERSION}"
+            f"format version {version} is not supported; this decoder reads versions "
+            f"{OLDEST_VERSION} to {VERSION}"
         )
-    if len(data) < HEADER_BYTES:
-        raise BitstreamError(f"truncated: {len(data)} bytes, the header has {HEADER_BYTES}")
-    _, flags, model_id, size, quality, crc = struct.unpack(">BBH3sBI", data[:HEADER_BYTES])
-    if flags & 3:
+    if version == 1 and flags:
         raise BitstreamError("reserved bits of the header are set")
-    payload = data[HEADER_BYTES:]
-    if zlib.crc32(payload, zlib.crc32(data[:8])) != crc:
+    square, short = bool(flags & _SQUARE), bool(flags & _SHORT_CHECK)
+    front_bytes = 6 if square else 8
+    start = front_bytes + (2 if short else 4)
+    if len(data) < start:
+        raise BitstreamError(f"truncated: {len(data)} bytes, the header has {start}")
+    front, check, payload = data[:front_bytes], data[front_bytes:start], data[start:]
+    if check != _check_of(front, payload, short):
         raise BitstreamError("CRC mismatch: the file is damaged or cut short")
-    sides = int.from_bytes(size, "big")
+    if square:
+        height = width = (front[4] + 1) * _SQUARE_UNIT
+    else:
+        sides = int.from_bytes(front[4:7], "big")
+        height, width = (sides & 0xFFF) + 1, (sides >> 12) + 1
     header = Header(
-        model_id=model_id,
-        height=(sides & 0xFFF) + 1,
-        width=(sides >> 12) + 1,
-        scale=flags >> 2 & 3,
-        quality=quality,
+        model_id=int.from_bytes(front[2:4], "big"),
+        height=height,
+        width=width,
+        scale=front[1] >> 2 & 3,
+        quality=front[-1],
     )
     _check_fields(header)
-    return header, crc, payload
+    return header, int.from_bytes(check, "big"), payload
 
 
 def _check_fields(header: Header) -> None:

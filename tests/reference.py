@@ -630,13 +630,46 @@ def part_bits(model: Model, s: Int, z: Int, y: Int, q: int) -> Float:
 
 
 # -- the file --------------------------------------------------------------------------------------
+def crc16(data: bytes) -> int:
+    """One bit at a time: the remainder of the data as a polynomial, from all ones."""
+    crc = 0xFFFF
+    for byte in data:
+        for bit in range(7, -1, -1):
+            out = (crc >> 15) ^ (byte >> bit & 1)
+            crc = (crc << 1 & 0xFFFF) ^ (0x1021 if out else 0)
+    return crc
+
+
+def seal(front: bytes, payload: bytes = b"") -> bytes:
+    """A file: what comes before the check, the check that it asks for, the payload."""
+    if front[1] >> 4 > 1 and front[1] & 1:
+        check = crc16(front + payload).to_bytes(2, "big")
+    else:
+        check = zlib.crc32(front + payload).to_bytes(4, "big")
+    return front + check + payload
+
+
+def take_apart(file: bytes) -> tuple[bytes, bytes, bytes]:
+    """What comes before the check, the check, the payload."""
+    version, square, short = file[1] >> 4, file[1] & 2, file[1] & 1
+    start = 6 if version > 1 and square else 8
+    end = start + (2 if version > 1 and short else 4)
+    return file[:start], file[start:end], file[end:]
+
+
 def pack_file(
     payload: bytes, model_id: int, width: int, height: int, quality: int, scale: int = 0
 ) -> bytes:
-    """Header and payload; quality in quarter steps."""
-    front = bytes([0xFA, 1 << 4 | scale << 2]) + model_id.to_bytes(2, "big")
-    front += ((width - 1) << 12 | (height - 1)).to_bytes(3, "big") + bytes([quality])
-    return front + zlib.crc32(front + payload).to_bytes(4, "big") + payload
+    """Header, of version 2 and as short as it can be, and payload; quality in quarter steps."""
+    square = width == height and width % 16 == 0
+    if square:
+        size = bytes([width // 16 - 1])
+    else:
+        size = ((width - 1) << 12 | (height - 1)).to_bytes(3, "big")
+    short = 5 + len(size) + len(payload) <= 4093
+    flags = 2 << 4 | scale << 2 | 2 * square | short
+    front = bytes([0xFA, flags]) + model_id.to_bytes(2, "big") + size + bytes([quality])
+    return seal(front, payload)
 
 
 # -- random models ---------------------------------------------------------------------------------

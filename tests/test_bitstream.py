@@ -1,43 +1,63 @@
-"""The 12-byte header: literal bytes, every field, every way to be wrong, and the document."""
+"""The file header: literal bytes, every field, every way to be wrong, and the document."""
 
 from __future__ import annotations
 
 import re
-import struct
 import zlib
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
+from reference import crc16, pack_file, seal, take_apart
 
 from fasdiff_edge import BitstreamError, _core
 from fasdiff_edge.bitstream import (
-    HEADER_BYTES,
     MAX_CODED_PIXELS,
     Header,
+    header_bytes,
     pack,
+    payload_limit,
     unpack,
 )
 
 HEADER = Header(model_id=0x1234, height=320, width=256, scale=1, quality=128)
-# The example of docs/bitstream.md, with the payload "face".
-GOLDEN = bytes.fromhex("fa 14 12 34 0f f1 3f 80") + bytes.fromhex("e0753508") + b"face"
+SQUARE = Header(model_id=0x1234, height=256, width=256, scale=0, quality=128)
+# The examples of docs/bitstream.md, with the payload "face", and the first as version 1 had it.
+GOLDEN = bytes.fromhex("fa 25 12 34 0f f1 3f 80") + bytes.fromhex("8021") + b"face"
+GOLDEN_SQUARE = bytes.fromhex("fa 23 12 34 0f 80") + bytes.fromhex("b915") + b"face"
+GOLDEN_1 = bytes.fromhex("fa 14 12 34 0f f1 3f 80") + bytes.fromhex("e0753508") + b"face"
+ALL_GOLDEN = (GOLDEN, GOLDEN_SQUARE, GOLDEN_1)
 
 
-def seal(front: bytes, payload: bytes = b"") -> bytes:
-    """A file of eight header bytes and a payload, with the CRC that belongs to them."""
-    return front + struct.pack(">I", zlib.crc32(front + payload)) + payload
-
-
-def test_golden_header() -> None:
+def test_golden_headers() -> None:
     assert pack(HEADER, b"face") == GOLDEN
-    assert unpack(GOLDEN) == (HEADER, 0xE0753508, b"face")
+    assert unpack(GOLDEN) == (HEADER, 0x8021, b"face")
+    assert pack(SQUARE, b"face") == GOLDEN_SQUARE
+    assert unpack(GOLDEN_SQUARE) == (SQUARE, 0xB915, b"face")
+    assert unpack(GOLDEN_1) == (HEADER, 0xE0753508, b"face")
+    for file in ALL_GOLDEN:
+        header, _, _ = unpack(file)
+        version, *fields = _core.parse_header(file)
+        assert version == (1 if file is GOLDEN_1 else 2)
+        assert tuple(fields) == (
+            header.scale,
+            header.model_id,
+            header.width,
+            header.height,
+            header.quality,
+        )
 
 
-def test_the_document_has_the_golden_header(repository: Path) -> None:
+def test_the_document_has_the_golden_headers(repository: Path) -> None:
     text = (repository / "docs" / "bitstream.md").read_text()
     assert GOLDEN[:8].hex(" ").upper() in text
+    assert GOLDEN_SQUARE.hex(" ").upper() in text
+
+
+def test_crc_of_the_document(repository: Path) -> None:
+    assert crc16(b"123456789") == 0x29B1
+    assert "0x29B1" in (repository / "docs" / "bitstream.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -48,16 +68,23 @@ def test_the_document_has_the_golden_header(repository: Path) -> None:
         Header(1, 1024, 4096, 0, 7),
         Header(2, 4096, 1, 3, 251),
         Header(3, 33, 4095, 2, 1),
+        Header(4, 16, 16, 3, 1),
+        Header(5, 100, 100, 2, 1),
     ],
 )
-@pytest.mark.parametrize("payload", [b"", b"\0", bytes(range(256))])
+@pytest.mark.parametrize("payload", [b"", b"\0", bytes(range(256)), bytes(5000)])
 def test_round_trip(header: Header, payload: bytes) -> None:
     data = pack(header, payload)
-    assert len(data) == HEADER_BYTES + len(payload)
-    crc = zlib.crc32(data[:8] + payload)
+    fields = (header.width, header.height, header.quality, header.scale)
+    assert data == pack_file(payload, header.model_id, *fields)
+    assert len(data) == header_bytes(header.height, header.width, len(payload)) + len(payload)
+    front, check, _ = take_apart(data)
+    assert len(front) + len(check) <= 12
+    assert len(check) == (4 if len(payload) > 4093 else 2)
+    crc = zlib.crc32(front + payload) if len(check) == 4 else crc16(front + payload)
     assert unpack(data) == (header, crc, payload)
     assert _core.parse_header(data) == (
-        1,
+        2,
         header.scale,
         header.model_id,
         header.width,
@@ -66,14 +93,27 @@ def test_round_trip(header: Header, payload: bytes) -> None:
     )
 
 
+@pytest.mark.parametrize("sides", [(256, 256), (320, 256), (40, 40)])
+def test_payload_limit_is_exact(sides: tuple[int, int]) -> None:
+    """A payload of so many bytes fits, one more does not; around the change of check as well."""
+    for max_bytes in (13, 300, 4000, *range(4080, 4110), 9000):
+        limit = payload_limit(*sides, max_bytes)
+        sizes = [header_bytes(*sides, count) + count for count in (limit, limit + 1)]
+        assert sizes[0] <= max_bytes < sizes[1]
+    assert payload_limit(*sides, 1) < 0
+
+
 def test_random_headers_round_trip() -> None:
     random = np.random.default_rng(1)
     for _ in range(500):
         scale = int(random.integers(1, 4))  # at which any size is allowed
+        height, width = (int(side) for side in random.integers(1, 4097, 2))
+        if random.random() < 0.3:
+            height = width = 16 * -(-width // 16)
         header = Header(
             model_id=int(random.integers(0x10000)),
-            height=int(random.integers(1, 4097)),
-            width=int(random.integers(1, 4097)),
+            height=height,
+            width=width,
             scale=scale,
             quality=int(random.integers(253)),
         )
@@ -100,28 +140,34 @@ def test_sizes(
     assert header.latent_size == latent
 
 
-FRONT = GOLDEN[:8]
+FRONT, FRONT_1, FRONT_SQUARE = GOLDEN[:8], GOLDEN_1[:8], GOLDEN_SQUARE[:6]
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"\xfa", "truncated: 1 bytes"),
-        (GOLDEN[:11], "truncated: 11 bytes"),
+        (b"\xfa", "truncated: 1 byte"),
+        (GOLDEN[:9], "truncated: 9 bytes, the header has 10"),
+        (GOLDEN_SQUARE[:7], "truncated: 7 bytes, the header has 8"),
+        (GOLDEN_1[:11], "truncated: 11 bytes, the header has 12"),
         (b"\x89PNG\r\n\x1a\n" + bytes(30), "not a FaSDiff-Edge file: it starts with 0x89"),
         (b"\xff\xd8\xff", "not a FaSDiff-Edge file"),
-        (seal(b"\xfa\x24" + FRONT[2:]), "format version 2 is not supported"),
-        (b"\xfa\x20", "format version 2 is not supported"),
+        (seal(b"\xfa\x34" + FRONT[2:]), "format version 3 is not supported"),
+        (b"\xfa\x30", "format version 3 is not supported"),
         (seal(b"\xfa\x04" + FRONT[2:]), "format version 0 is not supported"),
-        (seal(b"\xfa\x15" + FRONT[2:]), "reserved bits"),
-        (seal(b"\xfa\x16" + FRONT[2:]), "reserved bits"),
+        (seal(b"\xfa\x15" + FRONT_1[2:]), "reserved bits"),
+        (seal(b"\xfa\x16" + FRONT_1[2:]), "reserved bits"),
         (GOLDEN[:-1], "CRC mismatch"),
         (GOLDEN + b"\0", "CRC mismatch"),
+        (GOLDEN_SQUARE + b"\0", "CRC mismatch"),
+        (GOLDEN_1[:-1], "CRC mismatch"),
         (seal(FRONT[:7] + b"\xfd"), "quality 253"),
-        (seal(FRONT[:7] + b"\xff"), "quality 255"),
+        (seal(FRONT_SQUARE[:5] + b"\xff"), "quality 255"),
+        (seal(FRONT_1[:7] + b"\xff"), "quality 255"),
         (seal(b"\xfa\x10\x12\x34\xff\xff\xff\x80"), "coded size 4096 x 4096"),
-        (seal(b"\xfa\x10\x12\x34\xff\xf4\x00\x80"), "coded size 4096 x 1025"),
+        (seal(b"\xfa\x20\x12\x34\xff\xf4\x00\x80"), "coded size 4096 x 1025"),
+        (seal(b"\xfa\x22\x12\x34\x80\x80"), "coded size 2064 x 2064"),
     ],
 )
 def test_refusals_give_the_reason(data: bytes, reason: str) -> None:
@@ -129,14 +175,30 @@ def test_refusals_give_the_reason(data: bytes, reason: str) -> None:
         unpack(data)
 
 
-def test_every_truncation_and_every_flipped_bit_is_refused() -> None:
-    for length in range(len(GOLDEN)):
+@pytest.mark.parametrize("golden", ALL_GOLDEN, ids=["version 2", "square", "version 1"])
+def test_every_truncation_and_every_flipped_bit_is_refused(golden: bytes) -> None:
+    for length in range(len(golden)):
         with pytest.raises(BitstreamError):
-            unpack(GOLDEN[:length])
-    for bit in range(8 * len(GOLDEN)):
-        damaged = bytearray(GOLDEN)
+            unpack(golden[:length])
+    for bit in range(8 * len(golden)):
+        damaged = bytearray(golden)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(BitstreamError):
+            unpack(bytes(damaged))
+
+
+def test_a_short_check_sees_three_flipped_bits() -> None:
+    """What is promised of the CRC-16, in the longest file that has it."""
+    random = np.random.default_rng(3)
+    payload = random.bytes(4093 - 6)
+    file = pack(SQUARE, payload)
+    assert len(take_apart(file)[1]) == 2
+    for _ in range(300):
+        damaged = bytearray(file)
+        # not in byte 1, which would move the check
+        for bit in random.choice(8 * len(file) - 16, int(random.integers(1, 4)), replace=False):
+            damaged[2 + bit // 8] ^= 1 << bit % 8
+        with pytest.raises(BitstreamError, match="CRC"):
             unpack(bytes(damaged))
 
 

@@ -55,7 +55,7 @@ def test_encode_is_the_api(here: Path, portrait: np.ndarray) -> None:
     data = (here / "out.fsd").read_bytes()
     assert data == Encoder(threads=1).encode(portrait, max_bytes=500)
     assert main(["encode", "portrait.png", "out.fsd", "--quality", "10.25", *FAST]) == 0
-    assert (here / "out.fsd").read_bytes()[7] == 41
+    assert (here / "out.fsd").read_bytes()[5] == 41
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.JPEG"])
@@ -106,17 +106,17 @@ def test_info(
 ) -> None:
     assert main(["info", "portrait.fsd", "--json"]) == 0
     report = json.loads(capsysbinary.readouterr().out)
-    assert report["version"] == 1
+    assert report["version"] == 2
     assert report["model"] == "edge"
     assert report["model_id"] == model.manifest["model_id"] == coded[2:4].hex()
     assert (report["width"], report["height"]) == (128, 128)
-    assert report["quality"] == coded[7] / 4
-    assert report["crc32"] == coded[8:12].hex()
+    assert report["quality"] == coded[5] / 4
+    assert report["check"] == "0000" + coded[6:8].hex()
     assert report["bytes"] == len(coded)
     assert report["bpp"] == pytest.approx(8 * len(coded) / 128**2, abs=1e-5)
     parts = report["parts"]
     assert list(parts)[:4] == ["header", "s", "z", "y0"]
-    assert parts["header"] == 12
+    assert parts["header"] == 8
     assert sum(parts.values()) == pytest.approx(len(coded), abs=0.01)
     assert -1 <= parts["overhead"] <= 0.002 * len(coded) + 2
 

@@ -124,7 +124,7 @@ class StandIn:
             raise BudgetError(max_bytes, 100)
         height, width = image.shape[:2]
         header = bitstream.Header(7, height, width, scale=1, quality=40)
-        return bitstream.pack(header, bytes(max_bytes - 12))
+        return bitstream.pack(header, bytes(bitstream.payload_limit(height, width, max_bytes)))
 
     def decode(self, data: bytes) -> np.ndarray:
         return self.decoded

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import cpu, profile
 from ..api import read_levels
-from ..bitstream import HEADER_BYTES, VERSION
+from ..bitstream import unpack
 from ..errors import OptionError
 from ..models import load_model
 from .files import read_input, write_output
@@ -50,20 +50,21 @@ def describe(data: bytes, model_name: str = "edge") -> dict[str, Any]:
 
     Returns:
       JSON-able: version, model, model_id, width, height, scale, coded_width, coded_height,
-      quality (0..63), crc32, bytes, bpp (whole file over the pixels of the image), parts (name ->
-      bytes; they sum to `bytes`).
+      quality (0..63), check (hexadecimal), bytes, bpp (whole file over the pixels of the image),
+      parts (name -> bytes; they sum to `bytes`).
     Raises:
       BitstreamError, ModelError: as in `Decoder.decode`.
     """
     model = load_model(model_name)
-    header, crc, levels = read_levels(data, model, max_pixels=2**24)
+    header, check, levels = read_levels(data, model, max_pixels=2**24)
+    _, _, payload = unpack(data)
     coded_height, coded_width = header.coded_size
     bits = model.entropy.part_bits(levels, header.quality)
-    parts: dict[str, float] = {"header": HEADER_BYTES}
+    parts: dict[str, float] = {"header": len(data) - len(payload)}
     parts.update({name: round(value / 8, 2) for name, value in bits.items()})
     parts["overhead"] = round(len(data) - sum(parts.values()), 2)
     return {
-        "version": VERSION,
+        "version": data[1] >> 4,
         "model": model.name,
         "model_id": f"{header.model_id:04x}",
         "width": header.width,
@@ -72,7 +73,7 @@ def describe(data: bytes, model_name: str = "edge") -> dict[str, Any]:
         "coded_width": coded_width,
         "coded_height": coded_height,
         "quality": header.quality / 4,
-        "crc32": f"{crc:08x}",
+        "check": f"{check:08x}",
         "bytes": len(data),
         "bpp": round(8 * len(data) / (header.width * header.height), 5),
         "parts": parts,
@@ -117,7 +118,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         f"size            {report['width']} x {report['height']} pixels",
         f"coded at        {coded}",
         f"quality         {report['quality']:g}",
-        f"CRC-32, seed    {report['crc32']}",
+        f"check, seed     {report['check']}",
         f"bytes           {report['bytes']} ({report['bpp']:.4f} bits per pixel)",
         *(f"  {name:<13} {value:g}" for name, value in report["parts"].items()),
     ]

@@ -12,6 +12,7 @@
 #include "cdf_table.h"
 #include "check.h"
 #include "cpu_dispatch.h"
+#include "files.h"
 #include "frequency_split.h"
 #include "integer_net.h"
 #include "noise.h"
@@ -428,47 +429,63 @@ void TestHeader() {
   const uint8_t* text = reinterpret_cast<const uint8_t*>(check.data());
   CHECK(Crc32(text, 9, 0) == 0xCBF43926u);
   CHECK(Crc32(text + 4, 5, Crc32(text, 4, 0)) == 0xCBF43926u);
-  // 256 x 320 pixels, quality 128, scale 1, model 0x1234, empty payload.
-  std::vector<uint8_t> file = {0xFA, 0x14, 0x12, 0x34, 0x0F, 0xF1, 0x3F, 0x80};
-  const auto seal = [&] {
-    file.resize(8);
-    const uint32_t crc = Crc32(file.data(), 8, 0);
-    for (int shift = 24; shift >= 0; shift -= 8) file.push_back(static_cast<uint8_t>(crc >> shift));
-  };
+  CHECK(Crc16(text, 9, 0xFFFF) == 0x29B1);
+  CHECK(Crc16(text + 4, 5, Crc16(text, 4, 0xFFFF)) == 0x29B1);
+
+  const std::vector<uint8_t> payload = {'f', 'a', 'c', 'e'};
   FileHeader header;
-  const auto parse = [&] { return ParseFileHeader(file.data(), file.size(), &header); };
-  seal();
-  CHECK(parse() == Status::kOk);
-  CHECK(header.scale == 1 && header.model_id == 0x1234 && header.quality == 128);
-  CHECK(header.width == 256 && header.height == 320);
-  CHECK(header.latent_size().hy == 10 && header.latent_size().wy == 8);
-  for (size_t i = 0; i < file.size(); ++i) {
-    for (int bit = 0; bit < 8; ++bit) {
-      file[i] = static_cast<uint8_t>(file[i] ^ (1 << bit));
-      CHECK(parse() != Status::kOk);
-      file[i] = static_cast<uint8_t>(file[i] ^ (1 << bit));
+  const auto parse = [&](const std::vector<uint8_t>& file) {
+    return ParseFileHeader(file.data(), file.size(), &header);
+  };
+  for (const int version : {1, 2}) {
+    for (const int flags : {0, 1, 2, 3}) {
+      if (version == 1 && flags != 0) continue;
+      HeaderFields fields;
+      fields.version = version;
+      fields.square = (flags & 2) != 0;
+      fields.short_check = (flags & 1) != 0;
+      fields.scale = 1;
+      fields.model_id = 0x1234;
+      fields.width = 256;
+      fields.height = fields.square ? 256 : 320;
+      fields.quality = 128;
+      std::vector<uint8_t> file = MakeFile(fields, payload);
+      CHECK(parse(file) == Status::kOk);
+      CHECK(header.bytes == size_t{12} - (fields.square ? 2 : 0) - (fields.short_check ? 2 : 0));
+      CHECK(header.version == version && header.scale == 1 && header.quality == 128);
+      CHECK(header.model_id == 0x1234 && header.width == 256 && header.height == fields.height);
+      CHECK(header.latent_size().hy == (fields.square ? 8 : 10) && header.latent_size().wy == 8);
+      for (size_t i = 0; i < file.size(); ++i) {
+        for (int bit = 0; bit < 8; ++bit) {
+          file[i] = static_cast<uint8_t>(file[i] ^ (1 << bit));
+          CHECK(parse(file) != Status::kOk);
+          file[i] = static_cast<uint8_t>(file[i] ^ (1 << bit));
+        }
+      }
+      CHECK(parse(file) == Status::kOk);
+      const size_t header_size = header.bytes;
+      for (size_t size = 0; size < header_size; ++size) {
+        CHECK(ParseFileHeader(file.data(), size, &header) == Status::kHeaderTooShort);
+      }
+      fields.quality = 253;
+      CHECK(parse(MakeFile(fields, payload)) == Status::kHeaderBadQuality);
+      fields.quality = 252;
+      fields.width = fields.height = 4096;
+      CHECK(parse(MakeFile(fields, payload)) == Status::kOk);  // At half size.
+      fields.scale = 0;
+      CHECK(parse(MakeFile(fields, payload)) == Status::kHeaderTooManyPixels);
+      for (const int other : {0, 3, 15}) {
+        fields.version = other;
+        CHECK(parse(MakeFile(fields, payload)) == Status::kHeaderBadVersion);
+      }
+      file[0] = 0xFB;
+      CHECK(parse(file) == Status::kHeaderBadMagic);
     }
   }
-  for (size_t size = 0; size < file.size(); ++size) {
-    const Status status = ParseFileHeader(file.data(), size, &header);
-    CHECK(status == Status::kHeaderTooShort);
-  }
-  file[7] = 253;
-  seal();
-  CHECK(parse() == Status::kHeaderBadQuality);
-  file[7] = 252;
-  file[4] = file[5] = file[6] = 0xFF;
-  seal();
-  CHECK(parse() == Status::kOk);  // 4096 x 4096 at half size.
-  file[1] = 0x10;
-  seal();
-  CHECK(parse() == Status::kHeaderTooManyPixels);
-  file[1] = 0x20;
-  seal();
-  CHECK(parse() == Status::kHeaderBadVersion);
-  file[0] = 0xFB;
-  seal();
-  CHECK(parse() == Status::kHeaderBadMagic);
+  HeaderFields reserved;
+  reserved.version = 1;
+  reserved.short_check = true;
+  CHECK(parse(MakeFile(reserved, payload)) == Status::kHeaderReservedBits);
 }
 
 void TestStatuses() {

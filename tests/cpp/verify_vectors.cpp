@@ -39,7 +39,8 @@ void Verify(const EntropyModel& model, const std::string& model_id, const Golden
   std::snprintf(id, sizeof(id), "%04x", static_cast<unsigned>(header.model_id) & 0xFFFFu);
   CHECK(id == model_id);
   const LatentSize size = header.latent_size();
-  const Bytes payload(stream.file.begin() + kHeaderSize, stream.file.end());
+  const Bytes payload(stream.file.begin() + static_cast<ptrdiff_t>(header.bytes),
+                      stream.file.end());
   Latents latents(model, size);
   const Status decoded =
       Decode(model, payload.data(), payload.size(), size, header.quality, false, &latents);

@@ -101,7 +101,7 @@ def main() -> int:
         )
         print(f"{name}: {len(file)} bytes")
     index = {
-        "format_version": 1,
+        "format_version": 2,
         "model_version": MODEL_VERSION,
         "entropy_model": "entropy_model.bin",
         "entropy_model_sha256": hashlib.sha256(model_file).hexdigest(),
