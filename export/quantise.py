@@ -24,6 +24,7 @@ from torch import Tensor
 
 from export.data import BatchKind, Face, FaceSampler, read_index
 from export.diffusion import condition_of, decode
+from export.equalise import equalise
 from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
 from export.quantised import ActivationQuantiser, QuantisedConv2d, quantisers
 
@@ -40,13 +41,11 @@ def quantised_copy(codec: Codec) -> Codec:
 
 
 @torch.no_grad()
-def calibrate(codec: Codec, batches: list[Tensor]) -> None:
-    """Find the ranges of all activations on batches of images, float32 [B, 3, H, W] of 0..255.
+def look_at(codec: Codec, batches: list[Tensor]) -> None:
+    """Run the codec on batches of images, float32 [B, 3, H, W] of 0..255, for its activations.
 
     Every image at a quality of its own, from 0 to 63.
     """
-    for quantiser in quantisers(codec):
-        quantiser.seen = []
     first = codec.config.entropy.residual_from
     for image in batches:
         bands = split_bands(image)
@@ -57,6 +56,13 @@ def calibrate(codec: Codec, batches: list[Tensor]) -> None:
         decode(codec, told, noise, (torch.arange(count) % 2).float(), CALIBRATION_STEPS)
         top = torch.linspace(first, 252, count).round().long()
         codec.refine(codec.base(bands), top)
+
+
+def calibrate(codec: Codec, batches: list[Tensor]) -> None:
+    """Find the ranges of all activations on batches of images, as `look_at` takes them."""
+    for quantiser in quantisers(codec):
+        quantiser.seen = []
+    look_at(codec, batches)
     for quantiser in quantisers(codec):
         quantiser.settle()
 
@@ -71,8 +77,10 @@ def quantised_state(state: dict[str, Any], faces: list[Face]) -> dict[str, Any]:
     """A training checkpoint of a float codec as one of an INT8 codec; optimisers start afresh."""
     codec = codec_from_dict(state["config"])
     codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    batches = calibration_batches(faces)
+    equalise(codec, lambda codec: look_at(codec, batches))
     found = quantised_copy(codec)
-    calibrate(found, calibration_batches(faces))
+    calibrate(found, batches)
     weights = {k: v.detach().clone() for k, v in found.state_dict().items()}
     kept = {k: v for k, v in state.items() if k not in ("muon", "adam", "best")}
     return {**kept, "config": found.config_dict(), "model": weights, "ema": weights}

@@ -14,9 +14,10 @@ from onnx import numpy_helper
 from test_export_networks import small_codec
 
 from export.data import read_index
+from export.equalise import equalise, streams
 from export.networks import Codec, split_bands
 from export.pack import pack
-from export.quantise import calibrate, quantised_copy, quantised_state, to_qdq
+from export.quantise import calibrate, look_at, quantised_copy, quantised_state, to_qdq
 from export.quantised import ACTIVATION_MAX, WEIGHT_MAX, ActivationQuantiser, QuantisedConv2d
 from export.to_onnx import export_model, load_codec
 from export.train import Settings, Trainer
@@ -74,6 +75,95 @@ def test_eight_bits_change_little() -> None:
     assert not torch.equal(found, expected)
     error = (found - expected).square().mean() / expected.square().mean()
     assert error < 1e-2
+
+
+def uneven_codec() -> Codec:
+    """A small codec whose channels differ in size, as trained ones do; FiLM and t have a say."""
+    torch.manual_seed(5)
+    codec = small_codec()
+    with torch.no_grad():
+        for stream in streams(codec):
+            for film in (*stream.films, *(b.film for b in stream.blocks if b.film is not None)):
+                film.weight.normal_(std=0.1)
+                film.bias.normal_(std=0.3)
+            for block in stream.blocks:  # the sizes cancel out: only the channels between differ
+                sizes = torch.exp2(torch.randn(block.conv1.out_channels) * 2)
+                block.conv1.weight.mul_(sizes[:, None, None, None])
+                block.conv1.bias.mul_(sizes)
+                if block.film is not None:
+                    block.film.weight[len(sizes) :].mul_(sizes[:, None])
+                    block.film.bias[len(sizes) :].mul_(sizes)
+                block.conv2.weight.div_(sizes[None, :, None, None])
+    return codec
+
+
+def ranges_of(codec: Codec, batches: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Largest magnitude of each channel at the inputs of the blocks' convolutions."""
+    found: dict[str, torch.Tensor] = {}
+
+    def see(name: str, x: torch.Tensor) -> None:
+        high = x.abs().amax((0, 2, 3))
+        found[name] = torch.maximum(found.get(name, high), high)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
+        for name, layer in codec.named_modules()
+        if name.endswith(("conv1", "conv2"))
+    ]
+    look_at(codec, batches)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_equalised_channels_have_equal_ranges_and_the_codec_is_the_same() -> None:
+    codec, batches = uneven_codec(), [images(4)]
+    bands = split_bands(images(2))
+    arguments = (torch.tensor([60, 90]), torch.tensor([0.0, 1.0]), torch.randn_like(bands))
+    with torch.no_grad():
+        expected, bits = codec(bands, *arguments, bf16=False)
+        refined, _ = codec.refine(codec.base(bands, bf16=False), torch.tensor([140, 250]))
+    torch.manual_seed(4)
+    before = ranges_of(codec, batches)
+
+    def run(codec: Codec) -> None:
+        torch.manual_seed(4)
+        look_at(codec, batches)
+
+    equalise(codec, run)
+    with torch.no_grad():
+        found, found_bits = codec(bands, *arguments, bf16=False)
+        again, _ = codec.refine(codec.base(bands, bf16=False), torch.tensor([140, 250]))
+    assert (found - expected).abs().max() < 1e-3 * expected.abs().max()
+    assert (again - refined).abs().max() < 1e-2 * refined.abs().max()
+    for part, value in bits.items():
+        assert found_bits[part].tolist() == pytest.approx(value.tolist(), rel=0.02), part
+    torch.manual_seed(4)
+    after = ranges_of(codec, batches)
+
+    def unevenness(ranges: dict[str, torch.Tensor]) -> float:
+        return float(np.mean([float(r.clamp_min(1e-6).log2().std()) for r in ranges.values()]))
+
+    assert unevenness(before) > 1.0
+    assert unevenness(after) < 0.6 * unevenness(before)
+
+
+def test_equalised_channels_lose_less_to_eight_bits() -> None:
+    bands = split_bands(images(2))
+    arguments = (torch.tensor([60, 90]), torch.zeros(2), torch.zeros_like(bands))
+    errors = []
+    for equal in (False, True):
+        codec = uneven_codec()
+        with torch.no_grad():
+            expected, _ = codec(bands, *arguments, bf16=False)
+        if equal:
+            equalise(codec, lambda codec: look_at(codec, [images(8)]))
+        quantised = quantised_copy(codec)
+        calibrate(quantised, [images(8)])
+        with torch.no_grad():
+            found, _ = quantised(bands, *arguments, bf16=False)
+        errors.append(float((found - expected).square().mean()))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_every_range_and_weight_gets_a_gradient() -> None:
