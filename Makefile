@@ -56,11 +56,14 @@ test-conformance:
 	    -R '^(verify_vectors|core_tests)$$'; \
 	done
 
-# The whole suite with each inference engine. Tests that take the engine as a parameter run with both
-# in the first pass, and bear its name.
+# The whole suite, and once more with the other inference engine what the choice of it can change.
+# Tests that take the engine as a parameter run with both in the first pass, and bear its name.
+ENGINE_TESTS := api bench benchmarks cli compare engines errors examples export_networks public_api rate \
+  readme
 test-python: $(STAMPS)/test
 	FASDIFF_ENGINE=openvino $(BIN)/pytest
-	FASDIFF_ENGINE=onnxruntime $(BIN)/pytest -k 'not openvino and not onnxruntime'
+	FASDIFF_ENGINE=onnxruntime $(BIN)/pytest -k 'not openvino and not onnxruntime' \
+	  $(ENGINE_TESTS:%=tests/test_%.py)
 
 lint: $(STAMPS)/lint mypy
 	$(BIN)/ruff check $(PYTHON_DIRS)

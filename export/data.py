@@ -16,6 +16,7 @@ from export.losses import sampling_theta
 # How often an image of a source is drawn, relative to FairFace: the portraits teach hair,
 # shoulders, backgrounds and, above 224 pixels, real detail.
 SOURCE_WEIGHT = {"fairface": 1.0, "congress": 3.0, "congress_historic": 1.5, "london": 12.0}
+HEADER_BYTES = 8  # of the file of a square image (docs/bitstream.md)
 SHARP = 38.0  # dB, see `Face`: FairFace images below it have detail at their own 224 pixels
 POINTS = ["left_eye", "right_eye", "nose", "left_mouth", "right_mouth"]
 

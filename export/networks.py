@@ -30,6 +30,8 @@ OPPONENT = torch.tensor(
 )
 NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
+# Channels of the colours c1 and c2
+COLOUR_BANDS = [i for i in range(NUM_BANDS) if (i % 3 if i < 12 else i % 12 // 4) > 0]
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 UNIT = 8.0  # residual coefficients in a unit of the bands

@@ -19,14 +19,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export.data import Face, read_index, read_square
+from export.data import HEADER_BYTES, Face, read_index, read_square
 from export.integer_entropy import NUM_PLANES, EntropyModel, IntegerConv2d
 from export.networks import Codec, split_bands
 from export.to_onnx import load_codec
-from fasdiff_edge.bitstream import header_bytes
 
 SIZE = 256
-HEADER_BYTES = header_bytes(SIZE, SIZE, 0)
 
 
 def poorer_models(model: EntropyModel) -> dict[str, tuple[EntropyModel, list[str]]]:

@@ -20,10 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import BatchKind, Face, FaceSampler, read_index, read_square
+from export.data import HEADER_BYTES, BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss
 from export.networks import (
+    COLOUR_BANDS,
+    NUM_BANDS,
     Codec,
     codec_from_dict,
     frozen_codec,
@@ -33,7 +35,6 @@ from export.networks import (
 )
 from export.train_importance import expected_near
 from export.training import Run, RunSettings
-from fasdiff_edge.bitstream import header_bytes
 
 MAX_Q = NUM_Q - 1
 
@@ -55,6 +56,9 @@ class Settings(RunSettings):
     lambda_max: float = 0.08
     # of the squared error far from the landmarks of the face, and what is added at them
     face_weight: tuple[float, float] = (0.4, 2.4)
+    # of the squared error of the two colours that are not grey, added at the landmarks: few bits
+    # tell whether eyes are brown, and squared error alone does not ask for them
+    colour_weight: float = 0.0
     perceptual_weight: float = 0.05
     identity_weight: float = 3.0
     identity_features: float = 0.3  # of the embedder's feature maps, against its embedding
@@ -166,8 +170,10 @@ class Trainer(Run[Codec, Settings]):
             more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])
         bpp = bits / (size * size)
-        weight = focus(s, near, q, first)
-        mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2
+        error = (out - bands).square()
+        colour = error[:, COLOUR_BANDS].sum(1) / NUM_BANDS
+        error = error.mean(1) + s.colour_weight * near * colour
+        mse = (error * focus(s, near, q, first)).mean((1, 2)) * 127.5**2
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)
@@ -254,7 +260,7 @@ def evaluate(
                     bits = sum(float(c.bits.sum()) for c in base.coded) + float(more)
                 mse = (merge_bands(bands).clamp(0, 255).round() - x).square().mean().item()
                 psnr.append(10 * np.log10(255**2 / mse))
-            size = header_bytes(VALIDATE_SIZE, VALIDATE_SIZE, 0) + bits / 8
+            size = HEADER_BYTES + bits / 8
             total += [size, *psnr]
         rows.append((float(q), *(total / len(faces))))
     return rows

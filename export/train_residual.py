@@ -23,16 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.data import BatchKind, Face, FaceSampler, read_index, read_square
+from export.data import HEADER_BYTES, BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import KNOTS, NUM_Q, IntegerConv2d
 from export.networks import NUM_BANDS, UNIT, Codec, codec_from_dict, split_bands
 from export.training import ADAM_SCALE, parameter_kind
-from fasdiff_edge.bitstream import header_bytes
 
 GREY = 127.5 / UNIT  # grey levels in a unit of the residual's coefficients
 LEARNING_RATE = 1.2e-3
 CROPS_AT_ONCE = 8
-HEADER_BYTES = header_bytes(256, 256, 0)
 
 
 class Bases(NamedTuple):
