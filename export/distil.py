@@ -50,8 +50,8 @@ from export.train import (
     REFERENCE_LAMBDA,
     draw_refined,
     feature_share,
-    focus,
     rate_lambda,
+    squared_error,
 )
 from export.train import Settings as CodecSettings
 from export.train_teacher import coded, draw
@@ -105,6 +105,7 @@ class DistilSettings(RunSettings):
     residual_share: float = 0.15  # of the images are coded with a residual
     end_to_end: bool = False
     face_weight: tuple[float, float] = (0.5, 2.0)  # as in `export.train.Settings`
+    colour_weight: float = 0.0  # likewise
     several_steps: float = 0.4  # of the batches are of 2 or 4 steps
     quality: tuple[int, int] = (10, 131)
     validate_q: int = 85
@@ -136,7 +137,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         self.val = read_index(Path(args.data), "val")
         self.perceptual = PerceptualLoss()
         self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx")
-        self.compressor = CodecSettings(face_weight=s.face_weight)
+        self.compressor = CodecSettings(face_weight=s.face_weight, colour_weight=s.colour_weight)
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         with torch.no_grad():
             channels = [f.shape[1] for f in self.perceptual.features(torch.zeros(1, 3, 64, 64))]
@@ -223,8 +224,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             x_t = sample(student, condition, start, schedule[: index + 1])
             clean = student(x_t, torch.full((count,), schedule[index]), condition)
         out = clean * self.model.g_s.scale
-        weight = focus(self.compressor, near, q, self.model.config.entropy.residual_from)
-        mse = ((out - bands).square().mean(1) * weight).mean((1, 2)) * 127.5**2
+        first = self.model.config.entropy.residual_from
+        mse = squared_error(self.compressor, out - bands, near, q, first)
         lam = rate_lambda(self.compressor, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - (1 - s.fidelity) * realism)

@@ -88,6 +88,14 @@ def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
     return weight
 
 
+def squared_error(settings: Settings, error: Tensor, near: Tensor, q: Tensor, first: int) -> Tensor:
+    """Weighted squares of the errors of bands [B, 48, h, w], on the 0..255 scale, [B]."""
+    squares = error.square()
+    colour = squares[:, COLOUR_BANDS].sum(1) / NUM_BANDS
+    squares = squares.mean(1) + settings.colour_weight * near * colour
+    return (squares * focus(settings, near, q, first)).mean((1, 2)) * 127.5**2
+
+
 def draw_refined(rng: np.random.Generator, first: int, count: int) -> Tensor:
     """Qualities with a residual, [count], from `first` on; more of the smaller files."""
     q = first + np.floor((NUM_Q - first) * rng.random(count) ** 1.5)
@@ -170,10 +178,7 @@ class Trainer(Run[Codec, Settings]):
             more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])
         bpp = bits / (size * size)
-        error = (out - bands).square()
-        colour = error[:, COLOUR_BANDS].sum(1) / NUM_BANDS
-        error = error.mean(1) + s.colour_weight * near * colour
-        mse = (error * focus(s, near, q, first)).mean((1, 2)) * 127.5**2
+        mse = squared_error(s, out - bands, near, q, first)
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
         distortion = lam * mse * (1 - 0.4 * realism)

@@ -30,7 +30,7 @@ from export.optim import orthogonalise
 from export.pack import pack
 from export.report_parts import poorer_models
 from export.to_onnx import export_model, load_codec
-from export.train import VALIDATE_Q, Settings, Trainer, rate_lambda
+from export.train import VALIDATE_Q, Settings, Trainer, rate_lambda, squared_error
 from export.train_importance import expected_near, explained, predicted_near, train
 from export.verify import TOLERANCE, differences, synthetic_image
 from fasdiff_edge import Decoder, Encoder, _core
@@ -75,6 +75,21 @@ def exported(folder: Path) -> tuple[Codec, dict[str, Any]]:
         for p in part.parameters():
             p.data = p.data.half().float()
     return codec, export_model(codec, folder, {}, name="small", min_quality=0.0)
+
+
+def test_colour_errors_weigh_more_at_the_landmarks() -> None:
+    grey = torch.full((1, 3, 16, 16), 100.0)
+    brighter, redder = grey + 10, grey.clone()
+    redder[:, 0] += 10
+    q, first = torch.tensor([40]), 132
+    settings = Settings(face_weight=(1.0, 0.0), colour_weight=3.0)
+    for image, gain in ((brighter, 1.0), (redder, 1 + 3.0 * 2 / 3)):
+        error = split_bands(image) - split_bands(grey)
+        away = squared_error(settings, error, torch.zeros(1, 4, 4), q, first)
+        at = squared_error(settings, error, torch.ones(1, 4, 4), q, first)
+        mean = float((image - grey).square().mean())
+        assert float(away) == pytest.approx(mean, rel=1e-4)
+        assert float(at) == pytest.approx(gain * mean, rel=1e-4)
 
 
 def test_split_and_merge_equal_the_core() -> None:
