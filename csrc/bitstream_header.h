@@ -3,12 +3,11 @@
 //   byte 0      magic 0xFA
 //   byte 1      version << 4 | scale << 2 | square << 1 | short check    coded at 1 / 2^scale
 //   2 bytes     model id
-//   size        of the original image; square: one byte, side / 16 - 1; otherwise three bytes,
-//               width - 1 (12 bits) and height - 1 (12 bits)
+//   1 or 3      size of the original image: if square, side / 16 - 1; otherwise width - 1 and
+//               height - 1, 12 bits each
 //   1 byte      quality in quarter steps, 0..252
-//   check       of all bytes before it followed by the payload; short: two bytes, CRC-16
-//   (polynomial
-//               0x1021, from 0xFFFF); otherwise four, CRC-32 (the one of zlib and PNG)
+//   2 or 4      check of all bytes before it followed by the payload: if short, CRC-16; otherwise
+//               CRC-32 (the one of zlib and PNG)
 //   then the payload, to the end of the file
 //
 // In version 1 the two flags are reserved and zero; this is version 2.
@@ -56,8 +55,8 @@ struct FileHeader {
 // CRC-32 with the reflected polynomial 0xEDB88320; crc is the result for what came before, or 0.
 uint32_t Crc32(const uint8_t* data, size_t size, uint32_t crc);
 
-// CRC-16 with the polynomial 0x1021; crc is the result for what came before, or 0xFFFF. It sees any
-// three flipped bits among 32751.
+// CRC-16 with the polynomial 0x1021, most significant bit first; crc is the result for what came
+// before, or 0xFFFF. It sees any three flipped bits among 32751.
 uint16_t Crc16(const uint8_t* data, size_t size, uint16_t crc);
 
 // Reads and checks the header of a whole file, its check included. The kHeader... statuses.
