@@ -47,7 +47,7 @@ def noise(seed: int, count: int) -> _Float32:
     """
 
 def parse_header(data: bytes) -> tuple[int, int, int, int, int, int]:
-    """Read and check the 12-byte header of a whole file, CRC included.
+    """Read and check the header of a whole file, CRC included.
 
     Returns:
       (version, scale, model id, width, height, quality in quarter steps).

@@ -100,7 +100,7 @@ def test_kiosk_explains_a_budget_that_is_too_small(
 ) -> None:
     (tmp_path / "face.png").write_bytes(write_picture(portrait, ".png"))
     script = repository / "examples" / "kiosk.py"
-    result = run_python(script, "face.png", "card.fsd", "--max-bytes", "11")
+    result = run_python(script, "face.png", "card.fsd", "--max-bytes", "9")
     assert result.returncode == 1
     assert b"the smallest budget that can be met is" in result.stderr
     assert not (tmp_path / "card.fsd").exists()
