@@ -31,7 +31,7 @@ const char* StatusMessage(Status status) {
     case Status::kBadCpuPath:
       return "FASDIFF_CPU names an instruction set that this build or machine does not have";
     case Status::kHeaderTooShort:
-      return "the file is shorter than its header";
+      return "truncated: the file is shorter than its header";
     case Status::kHeaderBadMagic:
       return "the first byte is not 0xFA: not a FaSDiff-Edge file";
     case Status::kHeaderBadVersion:
@@ -41,7 +41,7 @@ const char* StatusMessage(Status status) {
     case Status::kHeaderBadQuality:
       return "the header's quality is above 252";
     case Status::kHeaderBadChecksum:
-      return "the checksum does not match: the file is damaged or incomplete";
+      return "the CRC does not match: the file is damaged or incomplete";
     case Status::kHeaderTooManyPixels:
       return "the coded size is over 2048 x 2048 pixels";
     case Status::kStreamTruncated:

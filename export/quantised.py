@@ -27,7 +27,7 @@ class ActivationQuantiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.log2_step = nn.Parameter(torch.zeros(()))
-        self.seen: list[Tensor] | None = None  # while calibrating
+        self.seen: list[Tensor] | None = None  # while calibrating: largest magnitudes
 
     def step(self) -> Tensor:
         return torch.exp2(self.log2_step)
@@ -36,7 +36,7 @@ class ActivationQuantiser(nn.Module):
         x = x.float()
         if self.seen is not None:
             values = x.detach().flatten()
-            self.seen.append(values[:: max(1, values.numel() // _SAMPLES)].clone())
+            self.seen.append(values[:: max(1, values.numel() // _SAMPLES)].abs().max())
             return x
         factor = 1.0 / math.sqrt(x[0].numel() * ACTIVATION_MAX)  # of the gradient; LSQ
         found: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
@@ -51,7 +51,7 @@ class ActivationQuantiser(nn.Module):
         """
         if not self.seen:
             raise ValueError("nothing was seen to calibrate with")
-        high = max(float(values.abs().max()) for values in self.seen)
+        high = float(max(self.seen))
         with torch.no_grad():
             self.log2_step.fill_(math.log2(max(high, 1e-6) / ACTIVATION_MAX))
         self.seen = None

@@ -78,24 +78,18 @@ def coded_size(height: int, width: int, scale: int) -> tuple[int, int]:
     return -(-height // (1 << scale)), -(-width // (1 << scale))
 
 
-def _front_bytes(height: int, width: int) -> int:
-    """Bytes before the check in the header of an image of `height` x `width` pixels."""
-    return 6 if _is_square(height, width) else 8
-
-
 def _is_square(height: int, width: int) -> bool:
     return height == width and height % _SQUARE_UNIT == 0
 
 
-def header_bytes(height: int, width: int, payload_bytes: int) -> int:
-    """Bytes of the header that `pack` writes for an image of `height` x `width` pixels."""
-    front = _front_bytes(height, width)
-    return front + (2 if front + payload_bytes <= _SHORT_CHECK_COVERS else 4)
+def _front_bytes(square: bool) -> int:
+    """Bytes of the header before the check."""
+    return 6 if square else 8
 
 
 def payload_limit(height: int, width: int, max_bytes: int) -> int:
     """The largest payload in a file of at most `max_bytes`; less than zero if there is none."""
-    front = _front_bytes(height, width)
+    front = _front_bytes(_is_square(height, width))
     return max(min(max_bytes - 2, _SHORT_CHECK_COVERS), max_bytes - 4) - front
 
 
@@ -112,8 +106,7 @@ def pack(header: Header, payload: bytes) -> bytes:
         size = bytes([header.width // _SQUARE_UNIT - 1])
     else:
         size = ((header.width - 1) << 12 | (header.height - 1)).to_bytes(3, "big")
-    front_bytes = _front_bytes(header.height, header.width)
-    short = header_bytes(header.height, header.width, len(payload)) == front_bytes + 2
+    short = _front_bytes(square) + len(payload) <= _SHORT_CHECK_COVERS
     flags = VERSION << 4 | header.scale << 2 | _SQUARE * square | _SHORT_CHECK * short
     model_id = header.model_id.to_bytes(2, "big")
     front = bytes([MAGIC, flags]) + model_id + size + bytes([header.quality])
@@ -154,7 +147,7 @@ def unpack(data: bytes) -> tuple[Header, int, bytes]:
     if version == 1 and flags:
         raise BitstreamError("reserved bits of the header are set")
     square, short = bool(flags & _SQUARE), bool(flags & _SHORT_CHECK)
-    front_bytes = 6 if square else 8
+    front_bytes = _front_bytes(square)
     start = front_bytes + (2 if short else 4)
     if len(data) < start:
         raise BitstreamError(f"truncated: {len(data)} bytes, the header has {start}")

@@ -16,7 +16,7 @@ import pytest
 from conftest import DrawPortrait, RunPython
 
 from fasdiff_edge import BitstreamError, BudgetError, Decoder, Encoder, ModelError, OptionError
-from fasdiff_edge.bitstream import Header, header_bytes, pack, unpack
+from fasdiff_edge.bitstream import Header, pack, payload_limit, unpack
 from fasdiff_edge.models import Model
 
 
@@ -224,12 +224,12 @@ def test_small_budgets_go_down_the_scales(
 
     def fits(scale: int, quality: int) -> bool:
         coded = encoder._code(encoder._analyse(image, scale), quality)
-        return header_bytes(200, 256, len(coded)) + len(coded) <= budget
+        return len(coded) <= payload_limit(200, 256, budget)
 
     smallest = budget_error(encoder, image, 11).smallest
     lowest = [len(encoder._code(encoder._analyse(image, scale), 0)) for scale in range(4)]
-    least = min(lowest)
-    assert smallest <= header_bytes(200, 256, least) + least, "every scale counts, at any quality"
+    payload = payload_limit(200, 256, smallest)
+    assert payload <= min(lowest), "every scale counts, at any quality"
     scales = []
     for budget in (2500, 600, 250, 120, 90, 60, smallest + 5, smallest):
         if budget < smallest:
@@ -273,7 +273,7 @@ def test_the_smallest_budget_is_named_and_works(
     assert len(encoder.encode(image, max_bytes=error.smallest)) <= error.smallest
     assert budget_error(encoder, image, error.smallest - 1).smallest == error.smallest
     lowest = [len(encoder._code(encoder._analyse(image, scale), 0)) for scale in range(4)]
-    assert error.smallest <= header_bytes(*size, min(lowest)) + min(lowest)
+    assert payload_limit(*size, error.smallest) <= min(lowest)
 
 
 def test_extreme_pictures_fit_too(encoder: Encoder, decoder: Decoder) -> None:

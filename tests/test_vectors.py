@@ -114,7 +114,11 @@ def test_header(stream: Stream) -> None:
     assert check == int.from_bytes(take_apart(stream.file)[1], "big")
     assert payload == stream.payload
     again = bitstream.pack(header, payload)
-    assert again == stream.file or (fields[0] == 1 and len(again) < len(stream.file))
+    if fields[0] == 1:  # what is read of it is written as a shorter file
+        assert bitstream.unpack(again)[::2] == (header, payload)
+        assert len(again) < len(stream.file)
+    else:
+        assert again == stream.file
 
 
 @each_stream
@@ -155,16 +159,16 @@ def damaged_headers() -> dict[str, tuple[bytes, str]]:
         "foreign": (b"\x89PNG" + good[4:], "not a FaSDiff-Edge file"),
         "future": (sealed(front[:1] + b"\x30" + front[2:]), "version"),
         "future and short": (b"\xfa\x30", "version"),
-        "no version": (good[:1], "truncated|shorter"),
-        "short": (good[:11], "truncated|shorter"),
-        "short of the shortest": (seal(b"\xfa\x23\x12\x34\x0f\x40")[:7], "truncated|shorter"),
+        "no version": (good[:1], "truncated"),
+        "short": (good[:11], "truncated"),
+        "short of the shortest": (seal(b"\xfa\x23\x12\x34\x0f\x40")[:7], "truncated"),
         "reserved": (sealed(front[:1] + b"\x11" + front[2:]), "reserved"),
-        "bit flip": (good[:20] + bytes([good[20] ^ 4]) + good[21:], "CRC|checksum"),
-        "cut": (good[:-1], "CRC|checksum"),
+        "bit flip": (good[:20] + bytes([good[20] ^ 4]) + good[21:], "CRC"),
+        "cut": (good[:-1], "CRC"),
         "quality": (sealed(front[:7] + b"\xfd"), "quality"),
         "too many pixels": (sealed(front[:4] + b"\xff\xff\xff" + front[7:]), "pixels"),
         "too large a square": (seal(b"\xfa\x23\x12\x34\xff\x40", payload), "pixels"),
-        "bit flip, short check": (seal(b"\xfa\x23\x12\x34\x0f\x40") + b"\1", "CRC|checksum"),
+        "bit flip, short check": (seal(b"\xfa\x23\x12\x34\x0f\x40") + b"\1", "CRC"),
     }
 
 
