@@ -68,16 +68,27 @@ def read_rgb(path: Path) -> np.ndarray:
 
 
 def nearness(points: np.ndarray, size: int) -> np.ndarray:
-    """How near each 4x4 block of a crop is to the landmarks: float32 [size / 4, size / 4], 0..1.
+    """How near each 4x4 block of a crop is to the face's features, 0..1.
 
-    A Gaussian of 0.35 interocular distances around the nearest of the five points [5, 2].
+    float32 [2, size / 4, size / 4]: a Gaussian of 0.35 interocular distances around the nearest of
+    the five points [5, 2]; one of 0.3 around the line from between the eyes to the tip of the nose,
+    where recognisers mind an error two to three times as much as at eyes and mouth
+    (`export/EXPERIMENTS.md`).
     """
+    interocular = max(float(np.hypot(*(points[1] - points[0]))), 1.0)
+    between = (points[0] + points[1]) / 2
+    middle = between + (points[2] - between) * np.linspace(0, 1, 9)[:, None]
+    maps = [gaussians(points, 0.35 * interocular, size), gaussians(middle, 0.3 * interocular, size)]
+    return np.stack(maps)
+
+
+def gaussians(spots: np.ndarray, sigma: float, size: int) -> np.ndarray:
+    """A Gaussian around the nearest of `spots` [N, 2], in pixels: float32 [size / 4, size / 4]."""
     centres = np.arange(2.0, size, 4.0)
-    sigma = 0.35 * max(float(np.hypot(*(points[1] - points[0]))), 1.0)
-    x = np.exp(-0.5 * ((centres[None] - points[:, :1]) / sigma) ** 2)
-    y = np.exp(-0.5 * ((centres[None] - points[:, 1:]) / sigma) ** 2)
-    near: np.ndarray = (y[:, :, None] * x[:, None, :]).max(0).astype(np.float32)
-    return near
+    x = np.exp(-0.5 * ((centres[None] - spots[:, :1]) / sigma) ** 2)
+    y = np.exp(-0.5 * ((centres[None] - spots[:, 1:]) / sigma) ** 2)
+    found: np.ndarray = (y[:, :, None] * x[:, None, :]).max(0).astype(np.float32)
+    return found
 
 
 @dataclass(frozen=True)
@@ -107,8 +118,8 @@ class FaceSampler:
     """Random batches from a background thread.
 
     A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B], near float32
-    [B, N / 4, N / 4]): `whole` marks crops that hold the whole face, for which `theta` cuts the
-    aligned chip of the identity loss; `near` is `nearness` to the face's landmarks.
+    [B, 2, N / 4, N / 4]): `whole` marks crops that hold the whole face, for which `theta` cuts the
+    aligned chip of the identity loss; `near` is `nearness` to the face's features.
     """
 
     def __init__(self, faces: list[Face], seed: int, kinds: list[BatchKind]) -> None:

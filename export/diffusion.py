@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.integer_entropy import Coded
-from export.networks import Codec, quality_dial
+from export.networks import Codec, ResidualBlock, quality_dial
 from export.precision import mixed_precision
 
 TIME_SHIFT = 1.5  # of the sampler, as trained and as shipped; see `times`
@@ -101,6 +101,23 @@ def only_student(codec: Codec) -> Codec:
     """The same, in place, with nothing to train but the student."""
     codec.requires_grad_(False)
     codec.g_s.requires_grad_(True)
+    return codec
+
+
+def only_drawing(codec: Codec) -> Codec:
+    """The same, with nothing to train but what is idle where nothing is drawn, at realism 0."""
+    codec.requires_grad_(False)
+    student, always = codec.g_s, codec.config.conditions
+    student.drawn.requires_grad_(True)
+    for layer in (student.noise4, student.noise8, student.noise16):
+        layer.weight.requires_grad_(True)
+    blocks = [block for block in student.modules() if isinstance(block, ResidualBlock)]
+    films = [block.film for block in blocks if block.film is not None]
+    for film in (*films, student.film_low, student.film_high):
+        weight = film.weight.requires_grad_(True)
+        mask = torch.zeros_like(weight)
+        mask[:, always:] = 1
+        weight.register_hook(mask.mul)
     return codec
 
 

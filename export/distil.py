@@ -14,7 +14,8 @@ starts from rho * eps, and the network is told rho. At 0 it learns the posterior
 
 Later steps are trained on what the student itself made in the earlier ones. `end_to_end` trains the
 compressor with it, by rate and distortion at realism 0: at 1 the features weigh ten times what the
-bits do, and files would grow. Otherwise the files stay what they were.
+bits do, and files would grow. Otherwise the files stay what they were. `only_drawing` trains what
+is idle at realism 0, so that the posterior mean stays what it was as well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from export.diffusion import (
     deafen,
     decode,
     denoise,
+    only_drawing,
     only_student,
     sample,
     sharpness,
@@ -104,7 +106,8 @@ class DistilSettings(RunSettings):
     realism_shares: tuple[float, float] = (0.55, 0.15)  # of the images: 1, and between 0 and 1
     residual_share: float = 0.15  # of the images are coded with a residual
     end_to_end: bool = False
-    face_weight: tuple[float, float] = (0.5, 2.0)  # as in `export.train.Settings`
+    only_drawing: bool = False  # leave the posterior mean as it is
+    face_weight: tuple[float, float, float] = (0.5, 2.0, 0.0)  # as in `export.train.Settings`
     colour_weight: float = 0.0  # likewise
     several_steps: float = 0.4  # of the batches are of 2 or 4 steps
     quality: tuple[int, int] = (10, 131)
@@ -161,6 +164,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         else:
             model = codec_from_dict(state["config"])
             model.load_state_dict(state["model"])
+        if self.settings.only_drawing:
+            return only_drawing(model)
         if not self.settings.end_to_end:
             return only_student(model)
         model.requires_grad_(True)

@@ -88,7 +88,10 @@ def conv(cin: int, cout: int, kernel: int, stride: int = 1, scale: float = 1.0) 
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(relu(film(conv(x)))); the second convolution starts at zero."""
+    """x + conv(relu(film(conv(x)))); the second convolution starts at zero.
+
+    conditions: of the FiLM, 0 for none.
+    """
 
     def __init__(self, channels: int, conditions: int = 0) -> None:
         super().__init__()
@@ -137,6 +140,7 @@ QUANTISED = {
 class ModelConfig:
     """Widths and depths. w4, w8, w16 are channels at H/4, H/8, H/16.
 
+    conditions, drawn_conditions: what modulates the student, always and where something is drawn.
     semantics: False for ablations (`export/ablate.py`): s is zero before it is coded.
     quantised: the convolutions named by QUANTISED compute as in INT8 (`export/quantise.py`).
     """
@@ -147,6 +151,7 @@ class ModelConfig:
     encoder_blocks: tuple[int, int, int] = (2, 2, 2)
     decoder_blocks: tuple[int, int, int] = (2, 3, 4)
     conditions: int = 64
+    drawn_conditions: int = 32
     semantics: bool = True
     quantised: bool = False
     entropy: EntropyConfig = field(default_factory=EntropyConfig)
@@ -223,6 +228,9 @@ class Student(nn.Module):
     the file says of the student's own error, or zero: it enters without a bias, so that nothing
     changes where there is none. Frequency-domain modulation: s, t, realism and quality give
     separate scales and shifts to the low and to the high bands.
+
+    Some of the conditions are multiplied by realism: what they and the noise do can be learnt while
+    the posterior mean stays what it is (`only_drawing`).
     """
 
     scale: Tensor
@@ -231,6 +239,8 @@ class Student(nn.Module):
         super().__init__()
         c, e = config, config.entropy
         self.register_buffer("scale", band_scale(), persistent=False)
+        self.drawn = nn.Linear(e.num_s + 2 + 2 * TIME_OCTAVES, c.drawn_conditions)
+        conditions = c.conditions + c.drawn_conditions
         self.condition = nn.Sequential(
             nn.Linear(e.num_s + 2, c.conditions),
             nn.ReLU(),
@@ -246,15 +256,15 @@ class Student(nn.Module):
             nn.init.zeros_(layer.weight)
         n4, n8, n16 = c.decoder_blocks
         self.noise16 = conv(NUM_BANDS, c.w16, 4, 4, scale=0.05)
-        self.b16 = nn.ModuleList(ResidualBlock(c.w16, c.conditions) for _ in range(n16))
+        self.b16 = nn.ModuleList(ResidualBlock(c.w16, conditions) for _ in range(n16))
         self.up8 = conv(c.w16, 4 * c.w8, 1)
         self.noise8 = conv(NUM_BANDS, c.w8, 2, 2, scale=0.1)
-        self.b8 = nn.ModuleList(ResidualBlock(c.w8, c.conditions) for _ in range(n8))
+        self.b8 = nn.ModuleList(ResidualBlock(c.w8, conditions) for _ in range(n8))
         self.up4 = conv(c.w8, 4 * c.w4, 1)
         self.noise4 = conv(NUM_BANDS, c.w4, 1, scale=0.1)
-        self.b4 = nn.ModuleList(ResidualBlock(c.w4, c.conditions) for _ in range(n4))
-        self.film_low = nn.Linear(c.conditions, 2 * c.w4)
-        self.film_high = nn.Linear(c.conditions, 2 * c.w4)
+        self.b4 = nn.ModuleList(ResidualBlock(c.w4, conditions) for _ in range(n4))
+        self.film_low = nn.Linear(conditions, 2 * c.w4)
+        self.film_high = nn.Linear(conditions, 2 * c.w4)
         for film in (self.film_low, self.film_high):
             nn.init.zeros_(film.weight)
             nn.init.zeros_(film.bias)
@@ -272,11 +282,14 @@ class Student(nn.Module):
         residual: Tensor | None = None,
         residual_bands: Tensor | None = None,
     ) -> Tensor:
-        dials = torch.stack([realism, quality], 1)
+        known = torch.cat([s_hat / 4, torch.stack([realism, quality], 1)], 1)
+        time = time_features(t)
         told, relu, *layers = self.condition
-        condition = told(torch.cat([s_hat / 4, dials], 1)) + self.time(time_features(t))
+        condition = told(known) + self.time(time)
         for layer in (relu, *layers):
             condition = layer(condition)
+        drawn = F.relu(self.drawn(torch.cat([known, time], 1))) * realism[:, None]
+        condition = torch.cat([condition, drawn], 1)
         h = self.prompt(prompt) + self.noise16(x_t)
         if residual is not None:
             h = h + self.residual16(residual * (1 / UNIT))

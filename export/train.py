@@ -54,8 +54,9 @@ class Settings(RunSettings):
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
     lambda_min: float = 1e-5
     lambda_max: float = 0.08
-    # of the squared error far from the landmarks of the face, and what is added at them
-    face_weight: tuple[float, float] = (0.4, 2.4)
+    # of the squared error far from the landmarks of the face, what is added at them, and what is
+    # added along the middle of the face: see `export.data.nearness`
+    face_weight: tuple[float, float, float] = (0.4, 2.4, 0.0)
     # of the squared error of the two colours that are not grey, added at the landmarks: few bits
     # tell whether eyes are brown, and squared error alone does not ask for them
     colour_weight: float = 0.0
@@ -78,13 +79,14 @@ def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
 
 
 def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
-    """Weights of the squared error [B, h, w], of `near` [B, h, w] (`export.data.nearness`).
+    """Weights of the squared error [B, h, w], of `near` [B, 2, h, w] (`export.data.nearness`).
 
     From quality `first` on the residual tells what is missing: the focus fades towards the top.
     """
     told = (q - first).clamp(min=0) / (MAX_Q - first)
-    far, added = settings.face_weight
-    weight: Tensor = (far + added * near) ** (1 - told)[:, None, None]
+    far, *added = settings.face_weight
+    weight = far + torch.einsum("c,bchw->bhw", torch.tensor(added), near)
+    weight = weight ** (1 - told)[:, None, None]
     return weight
 
 
@@ -92,7 +94,7 @@ def squared_error(settings: Settings, error: Tensor, near: Tensor, q: Tensor, fi
     """Weighted squares of the errors of bands [B, 48, h, w], on the 0..255 scale, [B]."""
     squares = error.square()
     colour = squares[:, COLOUR_BANDS].sum(1) / NUM_BANDS
-    squares = squares.mean(1) + settings.colour_weight * near * colour
+    squares = squares.mean(1) + settings.colour_weight * near[:, 0] * colour
     return (squares * focus(settings, near, q, first)).mean((1, 2)) * 127.5**2
 
 
@@ -173,7 +175,7 @@ class Trainer(Run[Codec, Settings]):
         out, parts = self.model(bands[:own], q[:own], realism[:own], noise)
         bits = torch.stack(list(parts.values())).sum(0)
         if refined:
-            price = residual_price(expected_near(near[own:]))
+            price = residual_price(expected_near(near[own:, 0]))
             base = self.model.base(bands[own:])
             more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])

@@ -28,7 +28,7 @@ LEARNING_RATE = 3e-3
 
 
 def expected_near(near: Tensor) -> Tensor:
-    """`nearness` [B, h, w] at H/4 -> [B, 1, h/4, w/4]."""
+    """The first map of `nearness`, [B, h, w] at H/4 -> [B, 1, h/4, w/4]."""
     return F.avg_pool2d(near[:, None], 4)
 
 
@@ -50,7 +50,7 @@ def train(analysis: Analysis, sampler: FaceSampler, seconds: float) -> float:
     errors: list[float] = []
     while (progress := (time.time() - start) / seconds) < 1:
         image, _, _, near = map(torch.from_numpy, sampler.next())
-        error = F.mse_loss(predicted_near(analysis, image.float()), expected_near(near))
+        error = F.mse_loss(predicted_near(analysis, image.float()), expected_near(near[:, 0]))
         adam.zero_grad()
         error.backward()
         adam.param_groups[0]["lr"] = LEARNING_RATE * (1 + math.cos(math.pi * progress)) / 2
@@ -70,7 +70,7 @@ def explained(analysis: Analysis, root: Path, count: int) -> float:
         found.append(predicted_near(analysis, image, bf16=False).clamp(0, 1).flatten())
         height, width = read_rgb(face.path).shape[:2]
         points = face.landmarks * np.array([SIZE / width, SIZE / height], np.float32)
-        expected.append(expected_near(torch.from_numpy(nearness(points, SIZE))[None]).flatten())
+        expected.append(expected_near(torch.from_numpy(nearness(points, SIZE))[:1]).flatten())
     a, b = torch.cat(found), torch.cat(expected)
     return float(1 - (a - b).square().mean() / b.var())
 

@@ -18,6 +18,7 @@ from export.diffusion import (
     decode,
     denoise,
     flow_loss,
+    only_drawing,
     only_student,
     sample,
     times,
@@ -123,6 +124,24 @@ def test_the_flow_is_learnt_from_noise_and_time() -> None:
     for name in ("time", "noise16", "noise4", "noise8"):
         gradient = codec.g_s.get_submodule(name).weight.grad
         assert gradient is not None and gradient.abs().max() > 0, name
+
+
+def test_drawing_is_learnt_without_touching_the_posterior_mean() -> None:
+    torch.manual_seed(0)
+    codec, c = only_drawing(small_codec()), condition(residual=True)
+    noise, realism = torch.randn(2, 48, 16, 16), torch.tensor([0.0, 1.0])
+    before = decode(codec, c, noise, realism, 1)
+    trained = [p for p in codec.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, 1e-2, weight_decay=0.0)
+    for _ in range(2):
+        adam.zero_grad()
+        x_t = noise * realism[:, None, None, None]
+        denoise(codec, x_t, torch.ones(2), c, realism).square().mean().backward()
+        assert all(p.grad is not None for p in trained)
+        adam.step()
+    after = decode(codec, c, noise, realism, 1)
+    assert torch.equal(after[0], before[0])
+    assert (after[1] - before[1]).abs().mean() > 1e-3
 
 
 def test_conditions_with_and_without_a_residual() -> None:

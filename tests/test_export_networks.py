@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from export.ablate import PARTS, ablate
 from export.data import BatchKind, FaceSampler, nearness, read_index
 from export.integer_entropy import PRICE, EntropyConfig
-from export.losses import ARCFACE_TEMPLATE, sampling_theta, similarity_transform
+from export.losses import ARCFACE_TEMPLATE, IdentityLoss, sampling_theta, similarity_transform
 from export.networks import (
     Codec,
     ModelConfig,
@@ -29,6 +29,7 @@ from export.networks import (
 from export.optim import orthogonalise
 from export.pack import pack
 from export.report_parts import poorer_models
+from export.report_sensitivity import sensitivities
 from export.to_onnx import export_model, load_codec
 from export.train import VALIDATE_Q, Settings, Trainer, rate_lambda, squared_error
 from export.train_importance import expected_near, explained, predicted_near, train
@@ -45,6 +46,7 @@ SMALL = ModelConfig(
     encoder_blocks=(1, 1, 1),
     decoder_blocks=(1, 1, 1),
     conditions=8,
+    drawn_conditions=4,
     entropy=EntropyConfig(
         num_s=4,
         num_z=4,
@@ -82,14 +84,46 @@ def test_colour_errors_weigh_more_at_the_landmarks() -> None:
     brighter, redder = grey + 10, grey.clone()
     redder[:, 0] += 10
     q, first = torch.tensor([40]), 132
-    settings = Settings(face_weight=(1.0, 0.0), colour_weight=3.0)
+    settings = Settings(face_weight=(1.0, 0.0, 0.0), colour_weight=3.0)
     for image, gain in ((brighter, 1.0), (redder, 1 + 3.0 * 2 / 3)):
         error = split_bands(image) - split_bands(grey)
-        away = squared_error(settings, error, torch.zeros(1, 4, 4), q, first)
-        at = squared_error(settings, error, torch.ones(1, 4, 4), q, first)
+        away = squared_error(settings, error, torch.zeros(1, 2, 4, 4), q, first)
+        at = squared_error(settings, error, torch.ones(1, 2, 4, 4), q, first)
         mean = float((image - grey).square().mean())
         assert float(away) == pytest.approx(mean, rel=1e-4)
         assert float(at) == pytest.approx(gain * mean, rel=1e-4)
+
+
+def test_errors_weigh_more_along_the_middle_of_the_face() -> None:
+    settings, error = Settings(face_weight=(0.5, 1.0, 2.0)), torch.full((1, 48, 4, 4), 0.1)
+    weights = []
+    for on in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        near = torch.tensor(on)[None, :, None, None].expand(1, 2, 4, 4)
+        squares = squared_error(settings, error, near, torch.tensor([40]), 132)
+        weights.append(float(squares) / (0.1 * 127.5) ** 2)
+    assert weights == pytest.approx([0.5, 1.5, 2.5], rel=1e-4)
+
+
+class SeesTheNose(IdentityLoss):
+    """An embedder of nothing but the 16x16 pixels around the tip of the nose in the chip."""
+
+    def __init__(self) -> None:
+        torch.nn.Module.__init__(self)
+
+    def embed(
+        self, image: torch.Tensor, theta: torch.Tensor, light: tuple[torch.Tensor, torch.Tensor]
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        grid = F.affine_grid(theta, [len(theta), 3, 112, 112], align_corners=False)
+        chip = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+        return chip[:, :, 64:80, 48:64].flatten(1), []
+
+
+def test_sensitivity_is_where_the_embedder_looks(face_folder: Path) -> None:
+    faces = read_index(face_folder, "train")[:2]
+    found = sensitivities(small_codec(), SeesTheNose(), faces)
+    assert all(0 < share < 1 for share, _ in found.values())
+    assert found["tip of the nose"][1] > 3
+    assert abs(found["chin"][1]) < 0.1 and abs(found["left brow"][1]) < 0.1
 
 
 def test_split_and_merge_equal_the_core() -> None:
@@ -292,7 +326,7 @@ def test_importance_is_learnt_from_the_landmarks(face_folder: Path) -> None:
     analysis = small_codec().g_a
     faces, kinds = read_index(face_folder, "train"), [BatchKind(64, 4, 0.8, 1.0)]
     images, _, _, near = map(torch.from_numpy, FaceSampler(faces, 4, kinds).next())
-    images, near = images.float(), expected_near(near)
+    images, near = images.float(), expected_near(near[:, 0])
     before = {k: v.clone() for k, v in analysis.state_dict().items()}
     error = F.mse_loss(predicted_near(analysis, images), near).detach()
     assert 0 < train(analysis, FaceSampler(faces, 3, kinds), 4.0) < error
@@ -397,20 +431,24 @@ def test_sampler_gives_crops_and_landmarks(face_folder: Path) -> None:
         assert image.dtype == np.uint8
         assert theta.shape == (len(image), 2, 3) and whole.dtype == bool
         assert not np.isnan(theta).any()
-        assert near.shape == (len(image), image.shape[2] // 4, image.shape[3] // 4)
-        assert (near.max((1, 2))[whole] > 0.9).all() and near.min() >= 0
+        assert near.shape == (len(image), 2, image.shape[2] // 4, image.shape[3] // 4)
+        assert (near.max((2, 3))[whole] > 0.9).all() and near.min() >= 0
     assert any(whole.any() for _, _, whole, _ in batches)
 
 
 def test_nearness_peaks_at_the_landmarks() -> None:
     points = np.array([[20, 30], [44, 30], [32, 42], [24, 52], [40, 52]], np.float32)
-    near = nearness(points, 64)
-    assert near.shape == (16, 16) and near.dtype == np.float32
+    both = nearness(points, 64)
+    assert both.shape == (2, 16, 16) and both.dtype == np.float32
+    near, middle = both
     for x, y in points:
         assert near[int(y) // 4, int(x) // 4] > 0.9
     assert near[0, 0] < 0.05 and near[15, 15] < 0.3
+    for y in (30, 36, 42):
+        assert middle[y // 4, 32 // 4] > 0.9
+    assert middle[30 // 4, 16 // 4] < 0.3 and middle[52 // 4, 32 // 4] < 0.3
     # at one standard deviation, 0.35 of 24 pixels, from one landmark alone
-    alone = nearness(np.array([[2, 2], [26, 2]] + [[500, 500]] * 3, np.float32), 64)
+    alone = nearness(np.array([[2, 2], [26, 2]] + [[500, 500]] * 3, np.float32), 64)[0]
     distance = (4 * 4 - 0) / (0.35 * 24)
     assert alone[4, 0] == pytest.approx(np.exp(-0.5 * distance**2), rel=1e-4)
 

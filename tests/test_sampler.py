@@ -45,11 +45,15 @@ def test_a_student_that_knows_is_followed_along_the_line(num_steps: int) -> None
     assert seen == pytest.approx(schedule.times()[:-1])
 
 
-def test_without_realism_noise_says_nothing() -> None:
+def test_without_realism_noise_says_nothing_and_one_evaluation_is_enough() -> None:
+    times = []
+
     def student(prompt: Prompt, x_t: Array, t: Array, realism: Array) -> Array:
+        times.append(t.tolist())
         return x_t + 1
 
     found = [
         sample(student, PROMPT, n, 0.0, Schedule(4, 1.5, DEVIATIONS)) for n in (noise(), -noise())
     ]
     np.testing.assert_array_equal(*found)
+    assert times == [[1.0], [1.0]]
