@@ -241,7 +241,8 @@ def test_small_budgets_go_down_the_scales(
         assert decoder.decode(data).shape == image.shape
         acceptable = [scale for scale in range(3) if fits(scale, int(4 * floor))]
         if acceptable:
-            assert header.scale == acceptable[0]
+            # a file may be smaller at a higher quality, and fit where it did not at the floor
+            assert header.scale <= acceptable[0]
             assert header.quality >= 4 * floor
         else:
             assert header.scale == 3 or not fits(3, 0)
