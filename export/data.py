@@ -110,7 +110,19 @@ KindAndBatch = tuple[BatchKind, tuple[np.ndarray, ...]]
 
 def read_square(path: Path, size: int) -> np.ndarray:
     """The whole image resized to a square, as `val` is measured: float32 [1, 3, size, size]."""
-    image = cv2.resize(read_rgb(path), (size, size), interpolation=cv2.INTER_CUBIC)
+    return _square(read_rgb(path), size)
+
+
+def read_square_face(face: Face, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a face, with its landmarks there: float32 [5, 2]."""
+    image = read_rgb(face.path)
+    height, width = image.shape[:2]
+    points = face.landmarks * np.array([size / width, size / height], np.float32)
+    return _square(image, size), points
+
+
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    image = cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
     return np.ascontiguousarray(image.transpose(2, 0, 1))[None].astype(np.float32)
 
 

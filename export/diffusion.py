@@ -93,8 +93,14 @@ def denoise(codec: Codec, x_t: Tensor, t: Tensor, c: Condition, realism: Tensor)
 def deafen(codec: Codec) -> None:
     """Let the student start as the fidelity decoder, in place: what is learnt of noise goes."""
     with torch.no_grad():
-        for layer in (codec.g_s.noise4, codec.g_s.noise8, codec.g_s.noise16):
-            layer.weight.zero_()
+        for weight in noise_weights(codec):
+            weight.zero_()
+
+
+def noise_weights(codec: Codec) -> list[Tensor]:
+    """What the student hears the noise with."""
+    student = codec.g_s
+    return [layer.weight for layer in (student.noise4, student.noise8, student.noise16)]
 
 
 def only_student(codec: Codec) -> Codec:
@@ -109,8 +115,8 @@ def only_drawing(codec: Codec) -> Codec:
     codec.requires_grad_(False)
     student, always = codec.g_s, codec.config.conditions
     student.drawn.requires_grad_(True)
-    for layer in (student.noise4, student.noise8, student.noise16):
-        layer.weight.requires_grad_(True)
+    for weight in noise_weights(codec):
+        weight.requires_grad_(True)
     blocks = [block for block in student.modules() if isinstance(block, ResidualBlock)]
     films = [block.film for block in blocks if block.film is not None]
     for film in (*films, student.film_low, student.film_high):

@@ -123,6 +123,10 @@ class DistilSettings(RunSettings):
     teacher_steps: int = 6
     teacher_weight: float = 0.5
 
+    def __post_init__(self) -> None:
+        if self.end_to_end and self.only_drawing:
+            raise ValueError("end_to_end trains everything, only_drawing little: choose one")
+
 
 class DistilTrainer(Run[Codec, DistilSettings]):
     def __init__(self, args: argparse.Namespace, settings: DistilSettings) -> None:

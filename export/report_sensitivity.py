@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import Face, gaussians, read_index, read_rgb, read_square
+from export.data import Face, gaussians, read_index, read_square_face
 from export.losses import IdentityLoss, sampling_theta
 from export.networks import Codec, merge_bands, split_bands
 from export.to_onnx import load_codec
@@ -58,15 +58,14 @@ def spots(points: np.ndarray) -> dict[str, np.ndarray]:
 @torch.no_grad()
 def undone(codec: Codec, identity: IdentityLoss, face: Face) -> dict[str, tuple[float, float]]:
     """Of each spot: share of the squared error, and of the squared distance, that it holds."""
-    image = torch.from_numpy(read_square(face.path, SIZE))
-    height, width = read_rgb(face.path).shape[:2]
-    points = face.landmarks * np.array([SIZE / width, SIZE / height], np.float32)
+    picture, points = read_square_face(face, SIZE)
     theta = torch.from_numpy(sampling_theta(points, SIZE, SIZE))[None]
     light = torch.ones(1, 3, 1, 1), torch.ones(1, 1, 1, 1)
 
     def embedding(picture: Tensor) -> Tensor:
         return identity.embed(picture, theta, light)[0]
 
+    image = torch.from_numpy(picture)
     bands = split_bands(image)
     nothing = torch.zeros_like(bands)
     decoded, _ = codec(bands, torch.tensor([QUALITY]), torch.zeros(1), nothing, bf16=False)
@@ -88,7 +87,7 @@ def sensitivities(
 ) -> dict[str, tuple[float, float]]:
     """Of each spot: mean share of the squared error, and sensitivity."""
     found = [undone(codec, identity, face) for face in faces]
-    means = {name: np.mean([spots[name] for spots in found], 0) for name in found[0]}
+    means = {name: np.mean([of_face[name] for of_face in found], 0) for name in found[0]}
     return {name: (float(error), float(seen / error)) for name, (error, seen) in means.items()}
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.data import BatchKind, FaceSampler, nearness, read_index, read_rgb, read_square
+from export.data import BatchKind, FaceSampler, nearness, read_index, read_square_face
 from export.networks import Analysis, codec_from_dict, split_bands
 from export.precision import mixed_precision
 
@@ -66,10 +66,9 @@ def explained(analysis: Analysis, root: Path, count: int) -> float:
     faces = read_index(root, "val")
     found, expected = [], []
     for face in faces[:: max(1, len(faces) // count)][:count]:
-        image = torch.from_numpy(read_square(face.path, SIZE))
+        picture, points = read_square_face(face, SIZE)
+        image = torch.from_numpy(picture)
         found.append(predicted_near(analysis, image, bf16=False).clamp(0, 1).flatten())
-        height, width = read_rgb(face.path).shape[:2]
-        points = face.landmarks * np.array([SIZE / width, SIZE / height], np.float32)
         expected.append(expected_near(torch.from_numpy(nearness(points, SIZE))[:1]).flatten())
     a, b = torch.cat(found), torch.cat(expected)
     return float(1 - (a - b).square().mean() / b.var())

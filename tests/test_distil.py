@@ -133,3 +133,8 @@ def test_end_to_end_the_compressor_learns_too(
         gradient = trainer.model.get_parameter(part).grad
         assert gradient is not None and gradient.abs().max() > 0, part
     assert trainer.model.entropy.residual_gains.log2_gain.grad is None
+
+
+def test_what_is_trained_is_chosen_once() -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        DistilSettings(end_to_end=True, only_drawing=True)
