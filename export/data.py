@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import csv
+import mmap
+import multiprocessing
+import os
 import queue
+import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,8 +131,8 @@ def _square(image: np.ndarray, size: int) -> np.ndarray:
     return np.ascontiguousarray(image.transpose(2, 0, 1))[None].astype(np.float32)
 
 
-class FaceSampler:
-    """Random batches from a background thread.
+class Crops:
+    """Random batches of random crops.
 
     A batch is (image uint8 [B, 3, N, N], theta float32 [B, 2, 3], whole bool [B], near float32
     [B, 2, N / 4, N / 4]): `whole` marks crops that hold the whole face, for which `theta` cuts the
@@ -142,11 +147,7 @@ class FaceSampler:
         self.p = np.cumsum(w / w.sum())
         sharp = np.array([f.source != "fairface" or f.sharpness < SHARP for f in faces])
         self.p_detailed = np.cumsum(w * sharp / max((w * sharp).sum(), 1e-9))
-        self.queue: queue.Queue[tuple[BatchKind, tuple[np.ndarray, ...]] | Exception] = queue.Queue(
-            4
-        )
         self.kinds = kinds
-        threading.Thread(target=self._work, daemon=True).start()
 
     def sample(
         self, size: int, whole_share: float, *, detailed: bool = False
@@ -194,20 +195,30 @@ class FaceSampler:
         theta = sampling_theta(p, size, size) if whole else np.zeros((2, 3), np.float32)
         return np.ascontiguousarray(out.transpose(2, 0, 1)), theta, whole, nearness(p, size)
 
-    def _batch(self, kind: BatchKind) -> tuple[np.ndarray, ...]:
+    def draw(self) -> KindAndBatch:
+        """A batch of one of `kinds`."""
+        shares = np.array([k.share for k in self.kinds])
+        kind = self.kinds[int(self.rng.choice(len(shares), p=shares / shares.sum()))]
         items = [
             self.sample(kind.size, kind.whole_share, detailed=kind.detailed)
             for _ in range(kind.count)
         ]
-        return tuple(np.stack([item[j] for item in items]) for j in range(4))
+        return kind, tuple(np.stack([item[j] for item in items]) for j in range(4))
+
+
+class FaceSampler(Crops):
+    """The same from a background thread."""
+
+    def __init__(self, faces: list[Face], seed: int, kinds: list[BatchKind]) -> None:
+        super().__init__(faces, seed, kinds)
+        self.queue: queue.Queue[KindAndBatch | Exception] = queue.Queue(4)
+        threading.Thread(target=self._work, daemon=True).start()
 
     def _work(self) -> None:
         cv2.setNumThreads(1)
         while True:
-            shares = np.array([k.share for k in self.kinds])
-            kind = self.kinds[int(self.rng.choice(len(shares), p=shares / shares.sum()))]
             try:
-                self.queue.put((kind, self._batch(kind)))
+                self.queue.put(self.draw())
             except Exception as error:  # an unreadable image must stop the run, not stall it
                 self.queue.put(error)
                 return
@@ -222,3 +233,90 @@ class FaceSampler:
         if isinstance(item, Exception):
             raise item
         return item
+
+
+class WorkerSampler:
+    """The same from processes, for a GPU that one thread cannot feed; all images are read first.
+
+    Each process has two places for batches in shared memory, and two pipes: a byte in one says that
+    the next place is filled, a byte in the other that it is free. Batches come from the processes
+    in turn, so that their order is the seed's.
+    """
+
+    def __init__(self, faces: list[Face], seed: int, kinds: list[BatchKind], workers: int) -> None:
+        self.kinds = kinds
+        with ThreadPoolExecutor() as threads:
+            cache = dict(enumerate(threads.map(lambda face: read_rgb(face.path), faces)))
+        size = max(sum(end for *_, end in _layout(kind)[-1:]) for kind in kinds)
+        self.places = [[mmap.mmap(-1, size) for _ in range(2)] for _ in range(workers)]
+        self.pipes = []
+        self.processes = []
+        for number, places in enumerate(self.places):
+            filled, free = os.pipe(), os.pipe()
+            crops = Crops(faces, seed + 1000 * number, kinds)
+            crops.cache = cache
+            process = multiprocessing.get_context("fork").Process(
+                target=_fill, args=(crops, places, filled, free), daemon=True
+            )
+            process.start()
+            self.processes.append(process)
+            os.close(filled[1])
+            os.close(free[0])
+            os.write(free[1], b"..")
+            self.pipes.append((filled[0], free[1]))
+        self.taken = 0
+
+    def next_of_kind(self) -> KindAndBatch:
+        """A batch with its kind; it holds until the next call."""
+        worker, turn = self.taken % len(self.pipes), self.taken // len(self.pipes)
+        try:
+            if self.taken:
+                os.write(self.pipes[(self.taken - 1) % len(self.pipes)][1], b".")
+            which = os.read(self.pipes[worker][0], 1)
+        except BrokenPipeError:
+            which = b""
+        if not which:
+            raise RuntimeError("a process of the sampler has stopped; its own message says why")
+        self.taken += 1
+        kind = self.kinds[which[0]]
+        return kind, _views(self.places[worker][turn % 2], kind)
+
+
+def _layout(kind: BatchKind) -> list[tuple[tuple[int, ...], type, int, int]]:
+    """(shape, dtype, start, end) in bytes of the arrays of a batch."""
+    n, b = kind.size, kind.count
+    found: list[tuple[tuple[int, ...], type, int, int]] = []
+    end = 0
+    for shape, dtype in (
+        ((b, 2, n // 4, n // 4), np.float32),
+        ((b, 2, 3), np.float32),
+        ((b, 3, n, n), np.uint8),
+        ((b,), np.bool_),
+    ):
+        start, end = end, end + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        found.append((shape, dtype, start, end))
+    return found
+
+
+def _views(place: mmap.mmap, kind: BatchKind) -> tuple[np.ndarray, ...]:
+    near, theta, image, whole = (
+        np.frombuffer(place, dtype, int(np.prod(shape)), start).reshape(shape)
+        for shape, dtype, start, _ in _layout(kind)
+    )
+    return image, theta, whole, near
+
+
+def _fill(
+    crops: Crops, places: list[mmap.mmap], filled: tuple[int, int], free: tuple[int, int]
+) -> None:
+    cv2.setNumThreads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run's own handler would keep it alive
+    os.close(filled[0])
+    os.close(free[1])  # else the end of the other process would not end this one
+    turn = 0
+    while os.read(free[0], 1):
+        kind, batch = crops.draw()
+        for view, array in zip(_views(places[turn % 2], kind), batch, strict=True):
+            view[...] = array
+        os.write(filled[1], bytes([crops.kinds.index(kind)]))
+        turn += 1

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.data import BatchKind, Face, FaceSampler, read_index
+from export.data import BatchKind, Face, FaceSampler, WorkerSampler, read_index
 from export.diffusion import (
     Condition,
     condition_of,
@@ -46,7 +46,7 @@ from export.diffusion import (
 )
 from export.losses import IdentityLoss, PerceptualLoss, feature_distance
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
-from export.precision import mixed_precision
+from export.precision import device, mixed_precision, to_device, use_gpu
 from export.train import (
     BALANCE,
     REFERENCE_LAMBDA,
@@ -140,10 +140,12 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             )
             for detailed, sharp in ((True, s.sharp_share), (False, 1 - s.sharp_share))
         ]
-        self.sampler = FaceSampler(read_index(Path(args.data), "train"), s.seed + self.step, kinds)
+        self.sampler: FaceSampler | WorkerSampler
+        drawn = (read_index(Path(args.data), "train"), s.seed + self.step, kinds)
+        self.sampler = WorkerSampler(*drawn, args.workers) if args.workers else FaceSampler(*drawn)
         self.val = read_index(Path(args.data), "val")
-        self.perceptual = PerceptualLoss()
-        self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx")
+        self.perceptual = PerceptualLoss().to(device())
+        self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx").to(device())
         self.compressor = CodecSettings(face_weight=s.face_weight, colour_weight=s.colour_weight)
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         with torch.no_grad():
@@ -189,7 +191,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         one, between = self.settings.realism_shares
         draw, value = self.rng.random(count), self.rng.random(count)
         realism = np.where(draw < one, 1.0, np.where(draw < one + between, value, 0.0))
-        return torch.from_numpy(realism).float()
+        return to_device(realism).float()
 
     def shift(self, size: int) -> tuple[Any, ...]:
         """A random crop, so that the grids of the student and of the judging network do not meet.
@@ -202,15 +204,15 @@ class DistilTrainer(Run[Codec, DistilSettings]):
 
     def draw_q(self, count: int) -> Tensor:
         s = self.settings
-        q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
-        refined = torch.from_numpy(self.rng.random(count) < s.residual_share)
+        q = to_device(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
+        refined = to_device(self.rng.random(count) < s.residual_share)
         first = self.model.config.entropy.residual_from
-        return torch.where(refined, draw_refined(self.rng, first, count), q)
+        return torch.where(refined, to_device(draw_refined(self.rng, first, count)), q)
 
-    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         s = self.settings
         kind, batch = self.sampler.next_of_kind()
-        image, theta, whole, near = map(torch.from_numpy, batch)
+        image, theta, whole, near = map(to_device, batch)
         image = image.float()
         bands = split_bands(image)
         count, size = len(bands), image.shape[2]
@@ -240,7 +242,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         distortion = lam * mse * (1 - (1 - s.fidelity) * realism)
         decoded = merge_bands(out)
         extra = torch.zeros(count)
-        logs = {"mse": float(mse.detach().mean()), "bpp": float(bits.detach().mean()) / size**2}
+        logs: dict[str, Tensor | float] = {"mse": mse.detach().mean()}
+        logs["bpp"] = bits.detach().mean() / size**2
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
             shifted = self.shift(size)
@@ -250,11 +253,11 @@ class DistilTrainer(Run[Codec, DistilSettings]):
                 features = self.perceptual.features(decoded[drawn][shifted])
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual
-            logs["perceptual"] = float(perceptual.detach().mean())
+            logs["perceptual"] = perceptual.detach().mean()
             if kind.detailed:
                 judged = hinge_generator(self.discriminator(features))
                 real = real + s.adversarial_weight * judged
-                logs["judged"] = float(judged.detach().mean())
+                logs["judged"] = judged.detach().mean()
                 self.judged = (reference, [f.detach() for f in features])
             extra = extra.index_add(0, drawn, realism[drawn] * real)
         ids = torch.nonzero(whole)[:, 0]
@@ -263,7 +266,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             identity, cosine = self.identity(decoded[ids], image[ids], theta[ids])
             share = s.identity_weight * count / 2 / len(ids)
             extra = extra.index_add(0, ids, share * (0.25 + 0.75 * realism[ids]) * identity)
-            logs["identity"] = float(cosine.detach().mean())
+            logs["identity"] = cosine.detach().mean()
         if self.teacher is not None and index == 0:
             followed = torch.nonzero(realism == 1)[:, 0]
             followed = followed[: round(s.teacher_share * count)]
@@ -273,7 +276,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
                 target = decode(self.teacher, told, noise[followed], one, s.teacher_steps)
                 away = (clean[followed] - target / self.model.g_s.scale).square().mean((1, 2, 3))
                 extra = extra.index_add(0, followed, s.teacher_weight * away)
-                logs["teacher"] = float(away.detach().mean())
+                logs["teacher"] = away.detach().mean()
         total = distortion + feature_share(relative) * extra
         if s.end_to_end:
             total = total + faithful * bits / size**2
@@ -313,7 +316,7 @@ def evaluate(
     model: Codec, faces: list[Face], count: int, settings: DistilSettings
 ) -> list[tuple[float, ...]]:
     """Means over `count` faces: rows (steps, realism, PSNR, perceptual distance, sharpness)."""
-    perceptual = PerceptualLoss()
+    perceptual = PerceptualLoss().to(device())
     faces = faces[:: max(1, len(faces) // count)][:count]
     rows = []
     for steps, realism in ((1, 0.0), (1, 0.5), (1, 1.0), (2, 1.0), (4, 1.0)):
@@ -341,11 +344,14 @@ def main() -> None:
     parser.add_argument("--init", help="checkpoint of a student to start from")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut crops")
     parser.add_argument("--validate-every", type=float, default=15.0, help="minutes")
     parser.add_argument("--validate-count", type=int, default=12)
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if torch.cuda.is_available():
+        use_gpu()
     DistilTrainer(args, DistilSettings(**args.override)).run()
 
 

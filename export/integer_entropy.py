@@ -540,7 +540,9 @@ def constant_planes(q: Tensor, hy: int, wy: int, rows: int, columns: int) -> Ten
 
 def enlarge(x: Tensor, hy: int, wy: int) -> Tensor:
     """Values at z's positions, [B, C, hz, wz], repeated at those of y, [B, C, hy, wy]."""
-    return x.repeat_interleave(4, 2).repeat_interleave(4, 3)[:, :, :hy, :wy]
+    batch, channels, hz, wz = x.shape
+    repeated = x[:, :, :, None, :, None].expand(-1, -1, -1, 4, -1, 4)
+    return repeated.reshape(batch, channels, 4 * hz, 4 * wz)[:, :, :hy, :wy]
 
 
 def symbol_bits(v: Tensor, k: Tensor) -> Tensor:

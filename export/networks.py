@@ -7,6 +7,7 @@ attention: the graphs quantise well and any engine runs them.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,8 +31,6 @@ OPPONENT = torch.tensor(
 )
 NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
-# Channels of the colours c1 and c2
-COLOUR_BANDS = [i for i in range(NUM_BANDS) if (i % 3 if i < 12 else i % 12 // 4) > 0]
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 UNIT = 8.0  # residual coefficients in a unit of the bands
@@ -46,6 +45,11 @@ def band_scale() -> Tensor:
     """Per-channel scale [1, 48, 1, 1] that brings the bands to about unit variance."""
     level1 = [c for _ in range(3) for c in _LEVEL1 for _ in range(4)]
     return torch.tensor([*_LL2, *(_LEVEL2 * 3), *level1])[None, :, None, None]
+
+
+@functools.cache
+def _opponent(device: torch.device) -> Tensor:
+    return OPPONENT.to(device)
 
 
 def _haar(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -65,9 +69,16 @@ def _unhaar(ll: Tensor, hl: Tensor, lh: Tensor, hh: Tensor) -> Tensor:
 def split_bands(image: Tensor) -> Tensor:
     """RGB in [0, 255], [B, 3, H, W] with H, W multiples of 16 -> bands [B, 48, H/4, W/4]."""
     p = (image - 127.5) / 127.5
-    p = torch.einsum("oc,bchw->bohw", OPPONENT, p)
+    p = torch.einsum("oc,bchw->bohw", _opponent(p.device), p)
     ll1, *high1 = _haar(p)
     return torch.cat([*_haar(ll1), *(F.pixel_unshuffle(h, 2) for h in high1)], 1)
+
+
+def of_colours(bands: Tensor) -> Tensor:
+    """The bands of c1 and c2 alone, [B, 48, h, w] -> [B, 32, h, w]."""
+    level2 = bands[:, :12].unflatten(1, (4, 3))[:, :, 1:]
+    level1 = bands[:, 12:].unflatten(1, (3, 3, 4))[:, :, 1:]
+    return torch.cat([level2.flatten(1, 2), level1.flatten(1, 3)], 1)
 
 
 def merge_bands(bands: Tensor) -> Tensor:
@@ -75,7 +86,7 @@ def merge_bands(bands: Tensor) -> Tensor:
     level2 = bands[:, :12].split(3, 1)
     high1 = [F.pixel_shuffle(h, 2) for h in bands[:, 12:].split(12, 1)]
     p = _unhaar(_unhaar(*level2), *high1)
-    return torch.einsum("oc,bohw->bchw", OPPONENT, p) * 127.5 + 127.5
+    return torch.einsum("oc,bohw->bchw", _opponent(p.device), p) * 127.5 + 127.5
 
 
 def conv(cin: int, cout: int, kernel: int, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
@@ -214,7 +225,10 @@ class Analysis(nn.Module):
         s = self.to_s(self.semantics(x[:, :LOW]).mean((2, 3)))
         if not self.has_semantics:
             s = 0 * s
-        return self.to_y(h), self.h_a(h), s, residual_price(self.near(h.detach()).clamp(0, 1))
+        price = residual_price(self.near(h.detach()).clamp(0, 1))
+        with torch.autocast(h.device.type, enabled=False):  # y has more than bfloat16's 8 bits
+            y = self.to_y(h.float())
+        return y, self.h_a(h), s, price
 
 
 class Student(nn.Module):
@@ -284,13 +298,15 @@ class Student(nn.Module):
     ) -> Tensor:
         known = torch.cat([s_hat / 4, torch.stack([realism, quality], 1)], 1)
         time = time_features(t)
-        told, relu, *layers = self.condition
-        condition = told(known) + self.time(time)
+        first, relu, *layers = self.condition
+        condition = first(known) + self.time(time)
         for layer in (relu, *layers):
             condition = layer(condition)
         drawn = F.relu(self.drawn(torch.cat([known, time], 1))) * realism[:, None]
         condition = torch.cat([condition, drawn], 1)
-        h = self.prompt(prompt) + self.noise16(x_t)
+        with torch.autocast(prompt.device.type, enabled=False):  # more than bfloat16's 8 bits
+            told = self.prompt(prompt)
+        h = told + self.noise16(x_t)
         if residual is not None:
             h = h + self.residual16(residual * (1 / UNIT))
         for block in self.b16:
@@ -305,7 +321,8 @@ class Student(nn.Module):
             h = block(h, condition)
         low = modulate(h, self.film_low(condition))
         high = self.high(F.relu(modulate(h, self.film_high(condition))))
-        with torch.autocast("cpu", enabled=False):  # ll2 spans +-7: bfloat16 would cost grey levels
+        # ll2 spans +-7: bfloat16 would cost grey levels
+        with torch.autocast(h.device.type, enabled=False):
             low = self.low.float()(F.relu(low).float())
         return torch.cat([low, high.float()], 1) * self.scale
 

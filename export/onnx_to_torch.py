@@ -32,6 +32,8 @@ class OnnxModule(nn.Module):
             if node.op_type == "Constant":
                 constants[node.output[0]] = numpy_helper.to_array(attrs["value"])
             elif node.op_type in SUPPORTED:
+                if node.op_type == "Clip":  # as numbers: a GPU's tensors would have to be awaited
+                    attrs["bounds"] = [float(constants[name]) for name in node.input[1:]]
                 self.nodes.append((node.op_type, list(node.input), node.output[0], attrs))
             else:
                 raise ValueError(f"{path}: ONNX operator {node.op_type} is not supported here")
@@ -62,7 +64,7 @@ class OnnxModule(nn.Module):
             )
         if op == "Clip":
             # hardtanh, not clamp: its backward pass is one kernel instead of three
-            return F.hardtanh(args[0], float(args[1]), float(args[2]))
+            return F.hardtanh(args[0], *attrs["bounds"])
         if op == "Relu":
             return F.relu(args[0])
         if op == "PRelu":

@@ -7,23 +7,23 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from export.precision import FAST_BFLOAT16
+from export.precision import fast_bfloat16
 
 
-def orthogonalise(matrix: Tensor, steps: int) -> Tensor:
-    """About the nearest semi-orthogonal matrix, by quintic Newton-Schulz steps.
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """About the nearest semi-orthogonal ones to [N, R, C], by quintic Newton-Schulz steps.
 
     In bfloat16 where that is fast.
     """
-    x = matrix.bfloat16() if FAST_BFLOAT16 else matrix
-    transpose = x.shape[0] > x.shape[1]
+    x = matrices.bfloat16() if fast_bfloat16() else matrices
+    transpose = x.shape[1] > x.shape[2]
     if transpose:
-        x = x.T
-    x = x / (x.norm() + 1e-7)
+        x = x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(steps):
-        a = x @ x.T
+        a = x @ x.mT
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return (x.T if transpose else x).float()
+    return (x.mT if transpose else x).float()
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,6 +45,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            updates: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -54,6 +55,9 @@ class Muon(torch.optim.Optimizer):
                 m = state["momentum"]
                 m.mul_(group["momentum"]).add_(p.grad)
                 update = p.grad.add(m, alpha=group["momentum"]).flatten(1)
-                u = orthogonalise(update, group["steps"])
-                u.mul_(max(1.0, u.shape[0] / u.shape[1]) ** 0.5)
-                p.mul_(1 - group["lr"] * group["decay"]).add_(u.view_as(p), alpha=-group["lr"])
+                updates.setdefault(update.shape, []).append((p, update))
+            for (rows, columns), pairs in updates.items():  # in one product each: many are small
+                found = orthogonalise(torch.stack([u for _, u in pairs]), group["steps"])
+                found = found * (group["lr"] * max(1.0, rows / columns) ** 0.5)
+                for (p, _), u in zip(pairs, found, strict=True):
+                    p.mul_(1 - group["lr"] * group["decay"]).sub_(u.view_as(p))

@@ -14,25 +14,36 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from export.data import HEADER_BYTES, BatchKind, Face, FaceSampler, read_index, read_square
+from export.captured import Captured, make_capturable, zero_gradients
+from export.data import (
+    HEADER_BYTES,
+    BatchKind,
+    Face,
+    FaceSampler,
+    WorkerSampler,
+    read_index,
+    read_square,
+)
 from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss
 from export.networks import (
-    COLOUR_BANDS,
     NUM_BANDS,
     Codec,
     codec_from_dict,
     frozen_codec,
     merge_bands,
+    of_colours,
     residual_price,
     split_bands,
 )
+from export.precision import device, to_device, use_gpu
 from export.train_importance import expected_near
 from export.training import Run, RunSettings
 
@@ -47,7 +58,8 @@ class Settings(RunSettings):
     batch_256: int = 12
     # share of the batches that are whole faces at 256, at the start and at the end
     large_share: tuple[float, float] = (0.3, 0.75)
-    perceptual_from: float = 0.0  # share of the time after which the perceptual terms start
+    # share of the time after which the perceptual and identity terms start; over 1: never
+    perceptual_from: float = 0.0
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
     # of the batch that is coded with a residual; `export/train_residual.py` comes first
     residual_share: float = 0.0
@@ -85,7 +97,7 @@ def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
     """
     told = (q - first).clamp(min=0) / (MAX_Q - first)
     far, *added = settings.face_weight
-    weight = far + torch.einsum("c,bchw->bhw", torch.tensor(added), near)
+    weight = far + sum(more * near[:, i] for i, more in enumerate(added))
     weight = weight ** (1 - told)[:, None, None]
     return weight
 
@@ -93,15 +105,15 @@ def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
 def squared_error(settings: Settings, error: Tensor, near: Tensor, q: Tensor, first: int) -> Tensor:
     """Weighted squares of the errors of bands [B, 48, h, w], on the 0..255 scale, [B]."""
     squares = error.square()
-    colour = squares[:, COLOUR_BANDS].sum(1) / NUM_BANDS
+    colour = of_colours(squares).sum(1) / NUM_BANDS
     squares = squares.mean(1) + settings.colour_weight * near[:, 0] * colour
     return (squares * focus(settings, near, q, first)).mean((1, 2)) * 127.5**2
 
 
-def draw_refined(rng: np.random.Generator, first: int, count: int) -> Tensor:
+def draw_refined(rng: np.random.Generator, first: int, count: int) -> np.ndarray:
     """Qualities with a residual, [count], from `first` on; more of the smaller files."""
     q = first + np.floor((NUM_Q - first) * rng.random(count) ** 1.5)
-    return torch.from_numpy(q.astype(np.int64))
+    return q.astype(np.int64)
 
 
 def feature_share(relative: Tensor) -> Tensor:
@@ -114,16 +126,51 @@ def feature_share(relative: Tensor) -> Tensor:
     return relative**0.75
 
 
+class Batch(NamedTuple):
+    """A batch and what is drawn for it, on the processor.
+
+    Attributes:
+      image: uint8 [B, 3, N, N]; theta, near: as `export.data.Crops` gives them.
+      q: int64 [B], quarter steps; the last `round(B * residual_share)` with a residual.
+      realism: float32 [B], over 0 for the first `ceil(B * sharp_share)`.
+      faces: int64 [K], whose identity is compared; weight: float32 [K], of that, 0 where there are
+        fewer than K whole faces.
+    """
+
+    image: Tensor
+    theta: Tensor
+    near: Tensor
+    q: Tensor
+    realism: Tensor
+    faces: Tensor
+    weight: Tensor
+
+
 class Trainer(Run[Codec, Settings]):
     def __init__(self, args: argparse.Namespace, settings: Settings) -> None:
         super().__init__(args, settings)
         settings = self.settings
         faces = read_index(Path(args.data), "train")
-        self.sampler = FaceSampler(faces, settings.seed + self.step, self.batch_kinds(0.0))
+        self.sampler: FaceSampler | WorkerSampler
+        drawn = (faces, settings.seed + self.step, self.batch_kinds(0.0))
+        self.sampler = WorkerSampler(*drawn, args.workers) if args.workers else FaceSampler(*drawn)
+        if args.workers and len(set(settings.large_share)) > 1:
+            raise ValueError("large_share must stay where it is with --workers")
         self.val = read_index(Path(args.data), "val")
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         self.perceptual: PerceptualLoss | None = None
         self.identity: IdentityLoss | None = None
+        if settings.perceptual_from <= 1:
+            self.perceptual = PerceptualLoss().to(device())
+            self.identity = IdentityLoss(
+                Path(args.weights) / "mobilefacenet.onnx", settings.identity_features
+            ).to(device())
+        if device().type == "cuda":
+            if 0 < settings.perceptual_from <= 1:
+                raise ValueError("perceptual_from cannot change a GPU's steps: they are recorded")
+            make_capturable((self.muon, self.adam))
+            self.captured_gradients = Captured(self.fresh_gradients)
+            self.captured_update = Captured(super().update)
 
     def build(self, state: dict[str, Any] | None) -> Codec:
         model = Codec()
@@ -145,29 +192,72 @@ class Trainer(Run[Codec, Settings]):
             BatchKind(256, s.batch_256, 0.85, large),
         ]
 
-    def draw_q(self, count: int) -> Tensor:
-        """Qualities of the base, [count]."""
+    def draw_q(self, count: int) -> np.ndarray:
+        """Qualities of the base, int64 [count]."""
         top = self.model.config.entropy.residual_from
         q = self.rng.integers(0, top + 1, count)
         near = np.clip(np.rint(self.rng.normal(85, 35, count)), 0, top).astype(np.int64)
-        return torch.from_numpy(np.where(self.rng.random(count) < 0.5, near, q))
+        return np.where(self.rng.random(count) < 0.5, near, q)
 
-    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def draw(self, progress: float) -> Batch:
         s = self.settings
-        self.sampler.kinds = self.batch_kinds(progress)
-        image, theta, whole, near = map(torch.from_numpy, self.sampler.next())
+        if isinstance(self.sampler, FaceSampler):
+            self.sampler.kinds = self.batch_kinds(progress)
+        image, theta, whole, near = self.sampler.next_of_kind()[1]
+        count = len(image)
+        self.images += count
+        refined = round(count * s.residual_share)
+        first = self.model.config.entropy.residual_from
+        q = np.concatenate([self.draw_q(count - refined), draw_refined(self.rng, first, refined)])
+        sharp = math.ceil(count * s.sharp_share)
+        realism = np.zeros(count, np.float32)
+        realism[:sharp] = np.where(self.rng.random(sharp) < 0.7, 1.0, self.rng.random(sharp))
+        wanted = max(2, round(count * s.identity_share))
+        found = self.rng.permutation(np.flatnonzero(whole))[:wanted]
+        faces, weight = np.zeros(wanted, np.int64), np.zeros(wanted, np.float32)
+        faces[: len(found)] = found
+        weight[: len(found)] = s.identity_weight * count / 2 / max(1, len(found))
+        weight *= 0.25 + 0.75 * realism[faces]
+        return Batch(*map(torch.from_numpy, (image, theta, near, q, realism, faces, weight)))
+
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
+        perceptual = progress >= self.settings.perceptual_from
+        batch = Batch(*(part.to(device()) for part in self.draw(progress)))
+        return self.loss_of(batch, perceptual=perceptual)
+
+    def gradients(self, progress: float) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+        if device().type != "cuda":
+            return super().gradients(progress)
+        batch = self.draw(progress)
+        found: tuple[Tensor, Tensor, dict[str, Tensor | float]]
+        found = self.captured_gradients(batch.image.shape, batch)
+        return found
+
+    def fresh_gradients(self, *parts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+        """`gradients` of one batch, on the GPU and to be recorded."""
+        zero_gradients(self.model)
+        loss, logs = self.loss_of(Batch(*parts), perceptual=self.perceptual is not None)
+        loss.backward()
+        return loss.detach(), self.clip(), logs
+
+    def update(self) -> None:
+        if device().type == "cuda":
+            self.captured_update(None)
+        else:
+            super().update()
+
+    def loss_of(
+        self, batch: Batch, *, perceptual: bool
+    ) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """The loss, and what to log of it; nothing here waits for a GPU."""
+        s = self.settings
+        image, theta, near, q, realism, faces, face_weight = batch
         image = image.float()
         count, size = image.shape[0], image.shape[2]
-        self.images += count
-        refined = round(count * s.residual_share)  # the last of the batch
+        refined = round(count * s.residual_share)
         own = count - refined
         first = self.model.config.entropy.residual_from
-        q = torch.cat([self.draw_q(own), draw_refined(self.rng, first, refined)])
-        sharp = math.ceil(count * s.sharp_share)  # these are decoded with realism > 0
-        realism = torch.zeros(count)
-        realism[:sharp] = torch.from_numpy(
-            np.where(self.rng.random(sharp) < 0.7, 1.0, self.rng.random(sharp))
-        ).float()
+        sharp = math.ceil(count * s.sharp_share)
         noise = torch.randn(own, 48, size // 4, size // 4).contiguous(
             memory_format=torch.channels_last
         )
@@ -188,30 +278,20 @@ class Trainer(Run[Codec, Settings]):
             with torch.no_grad():
                 target, _ = self.teacher(bands[:own], q[:own], realism[:own], noise)
             away = (out[:own] - target).square().mean((1, 2, 3)) * 127.5**2
-            distortion[:own] += s.distil_weight * lam[:own] * away
-        logs = {"mse": float(mse.detach().mean()), "bpp": float(bpp.detach().mean())}
-        if progress >= s.perceptual_from:
-            if self.perceptual is None or self.identity is None:
-                self.perceptual = PerceptualLoss()
-                self.identity = IdentityLoss(
-                    Path(self.args.weights) / "mobilefacenet.onnx", s.identity_features
-                )
-            extra = torch.zeros(count)
+            distortion = distortion + F.pad(s.distil_weight * lam[:own] * away, (0, refined))
+        logs: dict[str, Tensor | float] = {"mse": mse.detach().mean(), "bpp": bpp.detach().mean()}
+        if perceptual and self.perceptual is not None and self.identity is not None:
             dist = self.perceptual(merge_bands(out[:sharp]), image[:sharp])
-            extra[:sharp] = s.perceptual_weight * dist
-            ids = torch.nonzero(whole)[:, 0]
-            ids = ids[torch.randperm(len(ids))[: max(2, round(count * s.identity_share))]]
-            if len(ids):
-                identity, cosine = self.identity(merge_bands(out[ids]), image[ids], theta[ids])
-                weight = s.identity_weight * (0.25 + 0.75 * realism[ids]) * (count / 2 / len(ids))
-                extra = extra.index_add(0, ids, weight * identity)
-                logs["identity"] = float(cosine.detach().mean())
-            weight = torch.where(realism > 0, realism, 1.0)
-            distortion = distortion + feature_share(relative) * weight * extra
-            logs["perceptual"] = float(dist.detach().mean())
+            identity, cosine = self.identity(merge_bands(out[faces]), image[faces], theta[faces])
+            extra = F.pad(s.perceptual_weight * dist, (0, count - sharp))
+            extra = extra.index_add(0, faces, face_weight * identity)
+            told = torch.where(realism > 0, realism, 1.0)
+            distortion = distortion + feature_share(relative) * told * extra
+            logs["identity"] = cosine.detach().mean()
+            logs["perceptual"] = dist.detach().mean()
         total = ((distortion + bpp) * relative**-BALANCE).mean()
-        logs["s"] = float(parts["s"].detach().mean()) / 8
-        logs["z"] = float(parts["z"].detach().mean()) / 8
+        logs["s"] = parts["s"].detach().mean() / 8
+        logs["z"] = parts["z"].detach().mean() / 8
         return total, logs
 
     def validate(self) -> None:
@@ -253,7 +333,7 @@ def evaluate(
     for q in qualities:
         total = np.zeros(3)
         for face in faces:
-            x = torch.from_numpy(read_square(face.path, VALIDATE_SIZE))
+            x = to_device(read_square(face.path, VALIDATE_SIZE))
             original = split_bands(x)
             psnr = []
             for realism in (0.0, 1.0):
@@ -282,11 +362,14 @@ def main() -> None:
     parser.add_argument("--teacher", help="checkpoint of a codec to follow: `export/quantise.py`")
     parser.add_argument("--minutes", type=float, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut crops")
     parser.add_argument("--validate-every", type=float, default=10.0, help="minutes")
     parser.add_argument("--validate-count", type=int, default=24)
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if torch.cuda.is_available():
+        use_gpu()
     Trainer(args, Settings(**args.override)).run()
 
 

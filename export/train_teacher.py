@@ -36,7 +36,7 @@ from export.diffusion import (
 )
 from export.losses import PerceptualLoss
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
-from export.precision import mixed_precision
+from export.precision import device, mixed_precision, to_device
 from export.training import Run, RunSettings
 
 STEPS = (1, 2, 4, 8, 16)
@@ -78,16 +78,16 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
     def config(self) -> dict[str, Any]:
         return self.model.config_dict()
 
-    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         s = self.settings
         image, *_ = self.sampler.next()
-        bands = split_bands(torch.from_numpy(image).float())
+        bands = split_bands(to_device(image).float())
         count = len(bands)
         self.images += count
-        q = torch.from_numpy(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
+        q = to_device(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
         with torch.no_grad():
             condition, _ = condition_of(self.model, bands, q)
-        normal = torch.from_numpy(self.rng.normal(s.time_mean, 1.0, count)).float()
+        normal = to_device(self.rng.normal(s.time_mean, 1.0, count)).float()
         with mixed_precision():
             loss = flow_loss(
                 self.model,
@@ -114,7 +114,7 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
 @torch.no_grad()
 def coded(codec: Codec, path: Path, q: int) -> tuple[Tensor, Condition]:
     """A face, RGB [1, 3, SIZE, SIZE], and what its file says."""
-    image = torch.from_numpy(read_square(path, SIZE))
+    image = to_device(read_square(path, SIZE))
     return image, condition_of(codec, split_bands(image), torch.tensor([q]))[0]
 
 
@@ -129,12 +129,9 @@ def draw(
 ) -> Tensor:
     """Samples [seeds, 3, SIZE, SIZE] of one file, of the noise of seeds from `first` on."""
     side = SIZE // 4
-    noise = torch.cat(
-        [
-            torch.randn(1, 48, side, side, generator=torch.Generator().manual_seed(first + seed))
-            for seed in range(seeds)
-        ]
-    )
+    seeded = [torch.Generator("cpu").manual_seed(first + seed) for seed in range(seeds)]
+    drawn = [torch.randn(1, 48, side, side, generator=own, device="cpu") for own in seeded]
+    noise = torch.cat(drawn).to(device())
     dial = torch.full((seeds,), realism)
     return merge_bands(decode(codec, c.repeated(seeds), noise, dial, steps)).clamp(0, 255)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from export.integer_entropy import IntegerConv2d
 from export.optim import Muon
+from export.precision import device
 
 OUTLIER = 5.0
 
@@ -81,6 +82,14 @@ def split_parameters(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """The learning rate of an optimiser's group; a tensor in `export/captured.py`."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
 class Run(Generic[M, S]):
     """Model, optimisers, averaged weights, schedule. What is learnt is in the methods to override.
 
@@ -110,7 +119,7 @@ class Run(Generic[M, S]):
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
             self.best = state.get("best", math.inf)
         self.model = self.build(state)
-        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.fresh = True  # the optimisers start without a state, and want a warm-up
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
         groups = split_parameters(self.model)
@@ -119,11 +128,15 @@ class Run(Generic[M, S]):
             [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
         )
         if state:
-            self.ema = {k: state["ema"][k].float() for k in self.ema}  # in the model's order
+            self.ema = {
+                k: state["ema"][k].float().to(device()) for k in self.ema
+            }  # in the model's order
             self.fresh = False
             for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
-                # a checkpoint from before a regrouping, or of weights alone, starts them afresh
-                if len(state.get(key, {}).get("param_groups", [])) == len(optimiser.param_groups):
+                # a checkpoint of another run, or of weights alone, starts them afresh
+                groups = state.get(key, {}).get("param_groups", [])
+                sizes = [len(group["params"]) for group in groups]
+                if sizes == [len(group["params"]) for group in optimiser.param_groups]:
                     optimiser.load_state_dict(state[key])
                 else:
                     self.fresh = True
@@ -138,13 +151,40 @@ class Run(Generic[M, S]):
         """What `build` needs to know of the model."""
         raise NotImplementedError
 
-    def loss(self, progress: float) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss of the next batch, and what to log of it; progress in 0..1."""
         raise NotImplementedError
 
     def validate(self) -> None:
         """Measure the averaged weights, log, and keep the best."""
         raise NotImplementedError
+
+    def gradients(self, progress: float) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
+        """Loss, norm of the gradients and what to log of the next batch; the gradients, clipped."""
+        loss, logs = self.loss(progress)
+        self.muon.zero_grad()
+        self.adam.zero_grad()
+        loss.backward()
+        self.after_backward()
+        return loss.detach(), self.clip(), logs
+
+    def clip(self) -> Tensor:
+        """Clip the gradients to a norm of 1; returns what that of Adam's parameters was."""
+        muon, adam = (
+            [p for group in optimiser.param_groups for p in group["params"]]
+            for optimiser in (self.muon, self.adam)
+        )
+        nn.utils.clip_grad_norm_(muon, 1.0)
+        return nn.utils.clip_grad_norm_(adam, 1.0)
+
+    def update(self) -> None:
+        """Let the parameters follow their gradients, and their averages follow them."""
+        self.muon.step()
+        self.adam.step()
+        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            values = list(self.model.state_dict().values())
+            torch._foreach_lerp_(list(self.ema.values()), values, 1 - decay)
 
     def after_backward(self) -> None:
         """What else learns from a batch."""
@@ -186,11 +226,9 @@ class Run(Generic[M, S]):
         args, s = self.args, self.settings
         budget = args.minutes * 60
         last_save = last_log = last_val = time.time()
-        sums: dict[str, float] = {}
+        sums: dict[str, Tensor | float] = {}
         count = 0
         typical = 0.0  # running mean of the loss; a batch far above it is not learnt from
-        muon = self.muon.param_groups[0]["params"]
-        adam = [p for group in self.adam.param_groups for p in group["params"]]
         first_step, last_images = self.step, self.images
         stop: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, _: stop.append(number))
@@ -205,27 +243,16 @@ class Run(Generic[M, S]):
             if progress > s.decay_from:
                 scale = max(0.01, 1 - 0.99 * (progress - s.decay_from) / (1 - s.decay_from))
             warm = min(1.0, (self.step - first_step + 1) / 100) if self.fresh else 1.0
-            self.muon.param_groups[0]["lr"] = s.muon_lr * scale * warm
+            set_rate(self.muon.param_groups[0], s.muon_lr * scale * warm)
             self.muon.param_groups[0]["decay"] = s.muon_decay
             for group, factor in zip(self.adam.param_groups, ADAM_SCALE.values(), strict=True):
-                group["lr"] = s.adam_lr * factor * scale * warm
-            loss, logs = self.loss(progress)
-            self.muon.zero_grad()
-            self.adam.zero_grad()
-            loss.backward()
-            self.after_backward()
-            nn.utils.clip_grad_norm_(muon, 1.0)
-            norm = nn.utils.clip_grad_norm_(adam, 1.0)
-            value = float(loss.detach())
+                set_rate(group, s.adam_lr * factor * scale * warm)
+            loss, norm, logs = self.gradients(progress)
+            value, finite = torch.stack([loss, torch.isfinite(norm).float()]).tolist()
             typical = typical or value
-            if torch.isfinite(norm) and value < OUTLIER * typical:
+            if finite and value < OUTLIER * typical:
                 typical += 0.02 * (value - typical)
-                self.muon.step()
-                self.adam.step()
-                decay = min(s.ema, (1 + self.step) / (10 + self.step))
-                with torch.no_grad():
-                    values = list(self.model.state_dict().values())
-                    torch._foreach_lerp_(list(self.ema.values()), values, 1 - decay)
+                self.update()
             else:
                 logs["skipped"] = 1.0
             self.step += 1
@@ -235,7 +262,7 @@ class Run(Generic[M, S]):
             self.elapsed += time.time() - started
             now = time.time()
             if now - last_log > 30:
-                mean = {k: round(v / count, 5) for k, v in sums.items()}
+                mean = {k: round(float(v) / count, 5) for k, v in sums.items()}
                 print(
                     f"{self.elapsed / 60:6.1f} min step {self.step} images {self.images} "
                     f"{(self.images - last_images) / (now - last_log):.1f}/s {mean}",

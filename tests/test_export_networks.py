@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -12,26 +13,30 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from export import precision
 from export.ablate import PARTS, ablate
-from export.data import BatchKind, FaceSampler, nearness, read_index
+from export.data import BatchKind, Crops, FaceSampler, WorkerSampler, nearness, read_index
 from export.integer_entropy import PRICE, EntropyConfig
 from export.losses import ARCFACE_TEMPLATE, IdentityLoss, sampling_theta, similarity_transform
 from export.networks import (
     Codec,
     ModelConfig,
     ResidualTransform,
+    _opponent,
     codec_from_dict,
     merge_bands,
     split_bands,
     time_features,
 )
-from export.optim import orthogonalise
+from export.optim import Muon, orthogonalise
 from export.pack import pack
 from export.report_parts import poorer_models
 from export.report_sensitivity import sensitivities
 from export.to_onnx import export_model, load_codec
-from export.train import VALIDATE_Q, Settings, Trainer, rate_lambda, squared_error
+from export.train import VALIDATE_Q, Batch, Settings, Trainer, rate_lambda, squared_error
 from export.train_importance import expected_near, explained, predicted_near, train
 from export.verify import TOLERANCE, differences, synthetic_image
 from fasdiff_edge import Decoder, Encoder, _core
@@ -399,9 +404,29 @@ def test_poorer_models_see_less() -> None:
 
 def test_orthogonalise() -> None:
     torch.manual_seed(0)
-    for shape in ((48, 200), (200, 48)):
+    for shape in ((3, 48, 200), (2, 200, 48)):
         values = torch.linalg.svdvals(orthogonalise(torch.randn(shape), 5))
         assert values.max() < 1.3 and values.min() > 0.5
+
+
+def test_muon_turns_each_weight_by_its_own_gradient() -> None:
+    """Weights of one shape are orthogonalised together; each moves as it would alone."""
+    torch.manual_seed(0)
+    shapes = ((8, 6, 3, 3), (8, 6, 3, 3), (16, 8, 1, 1))
+    starts, gradients = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+
+    def moved(numbers: list[int]) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(starts[i].clone()) for i in numbers]
+        muon = Muon(weights, 0.1)
+        for _ in range(2):
+            for weight, i in zip(weights, numbers, strict=True):
+                weight.grad = gradients[i]
+            muon.step()
+        return [weight.detach() for weight in weights]
+
+    for i, together in enumerate(moved([0, 1, 2])):
+        torch.testing.assert_close(together, moved([i])[0])
+        assert (together - starts[i]).abs().max() > 0.01
 
 
 def test_similarity_transform_recovers_a_similarity() -> None:
@@ -434,6 +459,26 @@ def test_sampler_gives_crops_and_landmarks(face_folder: Path) -> None:
         assert near.shape == (len(image), 2, image.shape[2] // 4, image.shape[3] // 4)
         assert (near.max((2, 3))[whole] > 0.9).all() and near.min() >= 0
     assert any(whole.any() for _, _, whole, _ in batches)
+
+
+def test_processes_cut_the_same_crops(face_folder: Path) -> None:
+    kinds = [BatchKind(64, 4, 0.5, 0.5), BatchKind(32, 2, 0.0, 0.5)]
+    faces = read_index(face_folder, "train")
+    sampler = WorkerSampler(faces, 3, kinds, workers=2)
+    alone = [Crops(faces, 3, kinds), Crops(faces, 1003, kinds)]
+    for turn in range(6):  # more than the two places of each process
+        kind, batch = sampler.next_of_kind()
+        expected_kind, expected = alone[turn % 2].draw()
+        assert kind == expected_kind
+        for found, array in zip(batch, expected, strict=True):
+            assert found.dtype == array.dtype
+            np.testing.assert_array_equal(found, array)
+    for process in sampler.processes:
+        process.kill()
+        process.join()
+    with pytest.raises(RuntimeError, match="has stopped"):
+        for _ in range(9):
+            sampler.next_of_kind()
 
 
 def test_nearness_peaks_at_the_landmarks() -> None:
@@ -469,6 +514,47 @@ def test_rate_lambda_spans_the_qualities() -> None:
     assert lam[0] < lam[1] < lam[2]
 
 
+class NothingOnTheProcessor(TorchDispatchMode):
+    """Every operation must find its tensors where the step is, but for single numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for leaf in tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and leaf.ndim:
+                assert leaf.device.type == "meta", func
+        return func(*args, **kwargs)
+
+
+def test_a_step_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing in a step reads a value or a tensor of the processor's: it can be recorded.
+
+    On torch's device "meta", where tensors have shapes and no values.
+    """
+    meta = torch.device("meta")
+    codec = small_codec().to(meta)
+    _opponent(meta)
+    trainer = Trainer.__new__(Trainer)
+    trainer.settings = Settings(residual_share=0.25, sharp_share=0.25, colour_weight=1.0)
+    trainer.model, trainer.teacher = codec, None
+    trainer.perceptual, trainer.identity = None, None
+    monkeypatch.setattr(precision, "_device", meta)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    with torch.device(meta), NothingOnTheProcessor():
+        batch = Batch(
+            image=torch.empty(8, 3, 64, 64, dtype=torch.uint8),
+            theta=torch.empty(8, 2, 3),
+            near=torch.empty(8, 2, 16, 16),
+            q=torch.empty(8, dtype=torch.int64),
+            realism=torch.empty(8),
+            faces=torch.empty(2, dtype=torch.int64),
+            weight=torch.empty(2),
+        )
+        loss, logs = trainer.loss_of(batch, perceptual=False)
+        loss.backward()
+    assert loss.shape == () and set(logs) == {"mse", "bpp", "s", "z"}
+    assert codec.g_a.stem.weight.grad is not None
+
+
 def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     """A few steps lower the loss; a stopped run goes on from its checkpoint and exports."""
     out = tmp_path / "run"
@@ -482,7 +568,7 @@ def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
     torch.save({**start, "elapsed": 0.0, "step": 0, "images": 0}, tmp_path / "start.pt")
     args = argparse.Namespace(
         data=str(face_folder), weights="", out=str(out), init=str(tmp_path / "start.pt"),
-        minutes=0.15, validate_every=60.0, validate_count=1, override={}, teacher=None,
+        minutes=0.15, validate_every=60.0, validate_count=1, override={}, teacher=None, workers=0,
     )  # fmt: skip
     trainer = Trainer(args, settings)
     image = torch.from_numpy(synthetic_image(64, 64).transpose(2, 0, 1).copy())[None].float()

@@ -277,7 +277,7 @@ def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> No
     args = argparse.Namespace(
         data=str(face_folder), weights="", out=str(tmp_path / "run"), minutes=1.05,
         init=str(tmp_path / "int8.pt"), teacher=str(tmp_path / "float.pt"), override={},
-        validate_every=60.0, validate_count=1,
+        validate_every=60.0, validate_count=1, workers=0,
     )  # fmt: skip
     trainer = Trainer(args, settings)
     assert trainer.step == 5 and trainer.model.config.quantised
