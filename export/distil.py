@@ -50,9 +50,11 @@ from export.precision import device, mixed_precision, to_device, use_gpu
 from export.train import (
     BALANCE,
     REFERENCE_LAMBDA,
+    SHIFT,
     draw_refined,
     feature_share,
     rate_lambda,
+    shifted,
     squared_error,
 )
 from export.train import Settings as CodecSettings
@@ -60,7 +62,6 @@ from export.train_teacher import coded, draw
 from export.training import Run, RunSettings
 
 STEP_COUNTS = (1, 2, 4)
-SHIFT = 16  # pixels, the student's coarsest grid
 
 
 class FeatureDiscriminator(nn.Module):
@@ -193,15 +194,6 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         realism = np.where(draw < one, 1.0, np.where(draw < one + between, value, 0.0))
         return to_device(realism).float()
 
-    def shift(self, size: int) -> tuple[Any, ...]:
-        """A random crop, so that the grids of the student and of the judging network do not meet.
-
-        Where they always do, patterns that fall between the strides of that network go unseen.
-        """
-        y, x = self.rng.integers(0, SHIFT, 2)
-        kept = size - SHIFT
-        return (..., slice(y, y + kept), slice(x, x + kept))
-
     def draw_q(self, count: int) -> Tensor:
         s = self.settings
         q = to_device(self.rng.integers(s.quality[0], s.quality[1] + 1, count))
@@ -246,11 +238,11 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         logs["bpp"] = bits.detach().mean() / size**2
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
-            shifted = self.shift(size)
+            shift = to_device(self.rng.integers(0, SHIFT, 2))
             with mixed_precision():
                 with torch.no_grad():
-                    reference = self.perceptual.features(image[drawn][shifted])
-                features = self.perceptual.features(decoded[drawn][shifted])
+                    reference = self.perceptual.features(shifted(image[drawn], shift))
+                features = self.perceptual.features(shifted(decoded[drawn], shift))
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach().mean()

@@ -81,6 +81,7 @@ class Settings(RunSettings):
 
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
+SHIFT = 16  # pixels, the student's coarsest grid
 VALIDATE_SIZE = 256
 VALIDATE_Q = (0, 20, 40, 60, 90, 131, 150, 180, 220)
 
@@ -116,6 +117,18 @@ def draw_refined(rng: np.random.Generator, first: int, count: int) -> np.ndarray
     return q.astype(np.int64)
 
 
+def shifted(images: Tensor, shift: Tensor) -> Tensor:
+    """A crop SHIFT pixels smaller: the grids of the student and of the judging network do not meet.
+
+    Where they always do, patterns that fall between the strides of that network go unseen.
+    """
+    rows, columns = (
+        start + torch.arange(size - SHIFT)
+        for start, size in zip(shift, images.shape[2:], strict=True)
+    )
+    return images.index_select(2, rows).index_select(3, columns)
+
+
 def feature_share(relative: Tensor) -> Tensor:
     """Weight of perceptual and identity terms at lambda / REFERENCE_LAMBDA.
 
@@ -135,6 +148,7 @@ class Batch(NamedTuple):
       realism: float32 [B], over 0 for the first `ceil(B * sharp_share)`.
       faces: int64 [K], whose identity is compared; weight: float32 [K], of that, 0 where there are
         fewer than K whole faces.
+      shift: int64 [2], rows and columns by which what is judged by its features is cropped.
     """
 
     image: Tensor
@@ -144,6 +158,7 @@ class Batch(NamedTuple):
     realism: Tensor
     faces: Tensor
     weight: Tensor
+    shift: Tensor
 
 
 class Trainer(Run[Codec, Settings]):
@@ -218,7 +233,9 @@ class Trainer(Run[Codec, Settings]):
         faces[: len(found)] = found
         weight[: len(found)] = s.identity_weight * count / 2 / max(1, len(found))
         weight *= 0.25 + 0.75 * realism[faces]
-        return Batch(*map(torch.from_numpy, (image, theta, near, q, realism, faces, weight)))
+        shift = self.rng.integers(0, SHIFT, 2)
+        drawn = (image, theta, near, q, realism, faces, weight, shift)
+        return Batch(*map(torch.from_numpy, drawn))
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         perceptual = progress >= self.settings.perceptual_from
@@ -251,7 +268,7 @@ class Trainer(Run[Codec, Settings]):
     ) -> tuple[Tensor, dict[str, Tensor | float]]:
         """The loss, and what to log of it; nothing here waits for a GPU."""
         s = self.settings
-        image, theta, near, q, realism, faces, face_weight = batch
+        image, theta, near, q, realism, faces, face_weight, shift = batch
         image = image.float()
         count, size = image.shape[0], image.shape[2]
         refined = round(count * s.residual_share)
@@ -281,7 +298,8 @@ class Trainer(Run[Codec, Settings]):
             distortion = distortion + F.pad(s.distil_weight * lam[:own] * away, (0, refined))
         logs: dict[str, Tensor | float] = {"mse": mse.detach().mean(), "bpp": bpp.detach().mean()}
         if perceptual and self.perceptual is not None and self.identity is not None:
-            dist = self.perceptual(merge_bands(out[:sharp]), image[:sharp])
+            pictures = (merge_bands(out[:sharp]), image[:sharp])
+            dist = self.perceptual(*(shifted(picture, shift) for picture in pictures))
             identity, cosine = self.identity(merge_bands(out[faces]), image[faces], theta[faces])
             extra = F.pad(s.perceptual_weight * dist, (0, count - sharp))
             extra = extra.index_add(0, faces, face_weight * identity)

@@ -36,7 +36,15 @@ from export.pack import pack
 from export.report_parts import poorer_models
 from export.report_sensitivity import sensitivities
 from export.to_onnx import export_model, load_codec
-from export.train import VALIDATE_Q, Batch, Settings, Trainer, rate_lambda, squared_error
+from export.train import (
+    VALIDATE_Q,
+    Batch,
+    Settings,
+    Trainer,
+    rate_lambda,
+    shifted,
+    squared_error,
+)
 from export.train_importance import expected_near, explained, predicted_near, train
 from export.verify import TOLERANCE, differences, synthetic_image
 from fasdiff_edge import Decoder, Encoder, _core
@@ -514,6 +522,12 @@ def test_rate_lambda_spans_the_qualities() -> None:
     assert lam[0] < lam[1] < lam[2]
 
 
+def test_what_is_judged_is_cropped_by_the_shift() -> None:
+    images = torch.randn(2, 3, 40, 64)
+    found = shifted(images, torch.tensor([3, 9]))
+    assert torch.equal(found, images[:, :, 3:27, 9:57])
+
+
 class NothingOnTheProcessor(TorchDispatchMode):
     """Every operation must find its tensors where the step is, but for single numbers."""
 
@@ -548,7 +562,9 @@ def test_a_step_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             realism=torch.empty(8),
             faces=torch.empty(2, dtype=torch.int64),
             weight=torch.empty(2),
+            shift=torch.empty(2, dtype=torch.int64),
         )
+        assert shifted(batch.image, batch.shift).shape == (8, 3, 48, 48)
         loss, logs = trainer.loss_of(batch, perceptual=False)
         loss.backward()
     assert loss.shape == () and set(logs) == {"mse", "bpp", "s", "z"}
