@@ -299,10 +299,11 @@ def _layout(kind: BatchKind) -> list[tuple[tuple[int, ...], type, int, int]]:
 
 
 def _views(place: mmap.mmap, kind: BatchKind) -> tuple[np.ndarray, ...]:
-    near, theta, image, whole = (
+    arrays: list[np.ndarray] = [
         np.frombuffer(place, dtype, int(np.prod(shape)), start).reshape(shape)
         for shape, dtype, start, _ in _layout(kind)
-    )
+    ]
+    near, theta, image, whole = arrays
     return image, theta, whole, near
 
 
