@@ -247,7 +247,7 @@ class WorkerSampler:
         self.kinds = kinds
         with ThreadPoolExecutor() as threads:
             cache = dict(enumerate(threads.map(lambda face: read_rgb(face.path), faces)))
-        size = max(sum(end for *_, end in _layout(kind)[-1:]) for kind in kinds)
+        size = max(_layout(kind)[-1][-1] for kind in kinds)
         self.places = [[mmap.mmap(-1, size) for _ in range(2)] for _ in range(workers)]
         self.pipes = []
         self.processes = []
@@ -282,8 +282,17 @@ class WorkerSampler:
         return kind, _views(self.places[worker][turn % 2], kind)
 
 
+def face_sampler(
+    faces: list[Face], seed: int, kinds: list[BatchKind], workers: int
+) -> FaceSampler | WorkerSampler:
+    """A sampler of so many processes, or, with none, of a thread."""
+    if workers:
+        return WorkerSampler(faces, seed, kinds, workers)
+    return FaceSampler(faces, seed, kinds)
+
+
 def _layout(kind: BatchKind) -> list[tuple[tuple[int, ...], type, int, int]]:
-    """(shape, dtype, start, end) in bytes of the arrays of a batch."""
+    """(shape, dtype, start, end) in bytes of the arrays of a batch; floats first, to be aligned."""
     n, b = kind.size, kind.count
     found: list[tuple[tuple[int, ...], type, int, int]] = []
     end = 0

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.data import BatchKind, Face, FaceSampler, WorkerSampler, read_index
+from export.data import BatchKind, Face, face_sampler, read_index
 from export.diffusion import (
     Condition,
     condition_of,
@@ -141,9 +141,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             )
             for detailed, sharp in ((True, s.sharp_share), (False, 1 - s.sharp_share))
         ]
-        self.sampler: FaceSampler | WorkerSampler
-        drawn = (read_index(Path(args.data), "train"), s.seed + self.step, kinds)
-        self.sampler = WorkerSampler(*drawn, args.workers) if args.workers else FaceSampler(*drawn)
+        faces = read_index(Path(args.data), "train")
+        self.sampler = face_sampler(faces, s.seed + self.step, kinds, args.workers)
         self.val = read_index(Path(args.data), "val")
         self.perceptual = PerceptualLoss().to(device())
         self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx").to(device())
@@ -342,8 +341,7 @@ def main() -> None:
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if torch.cuda.is_available():
-        use_gpu()
+    use_gpu()
     DistilTrainer(args, DistilSettings(**args.override)).run()
 
 

@@ -22,12 +22,14 @@ def device() -> torch.device:
 
 
 def use_gpu() -> None:
-    """Make tensors on the GPU from now on.
+    """Make tensors on the GPU from now on, where torch finds one.
 
     Float32 convolutions compute in TF32 there. The entropy model's stay exact: its integers, up to
     127, fit into TF32's 11 bits, and sums are float32.
     """
     global _device
+    if not torch.cuda.is_available():
+        return
     _device = torch.device("cuda", torch.cuda.current_device())
     torch.set_default_device(_device)
     torch.backends.cudnn.allow_tf32 = True

@@ -27,7 +27,7 @@ from export.data import (
     BatchKind,
     Face,
     FaceSampler,
-    WorkerSampler,
+    face_sampler,
     read_index,
     read_square,
 )
@@ -165,12 +165,11 @@ class Trainer(Run[Codec, Settings]):
     def __init__(self, args: argparse.Namespace, settings: Settings) -> None:
         super().__init__(args, settings)
         settings = self.settings
-        faces = read_index(Path(args.data), "train")
-        self.sampler: FaceSampler | WorkerSampler
-        drawn = (faces, settings.seed + self.step, self.batch_kinds(0.0))
-        self.sampler = WorkerSampler(*drawn, args.workers) if args.workers else FaceSampler(*drawn)
         if args.workers and len(set(settings.large_share)) > 1:
             raise ValueError("large_share must stay where it is with --workers")
+        faces = read_index(Path(args.data), "train")
+        kinds = self.batch_kinds(0.0)
+        self.sampler = face_sampler(faces, settings.seed + self.step, kinds, args.workers)
         self.val = read_index(Path(args.data), "val")
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         self.perceptual: PerceptualLoss | None = None
@@ -386,8 +385,7 @@ def main() -> None:
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if torch.cuda.is_available():
-        use_gpu()
+    use_gpu()
     Trainer(args, Settings(**args.override)).run()
 
 

@@ -128,14 +128,13 @@ class Run(Generic[M, S]):
             [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
         )
         if state:
-            self.ema = {
-                k: state["ema"][k].float().to(device()) for k in self.ema
-            }  # in the model's order
+            # in the model's order
+            self.ema = {k: state["ema"][k].float().to(device()) for k in self.ema}
             self.fresh = False
             for optimiser, key in ((self.muon, "muon"), (self.adam, "adam")):
                 # a checkpoint of another run, or of weights alone, starts them afresh
-                groups = state.get(key, {}).get("param_groups", [])
-                sizes = [len(group["params"]) for group in groups]
+                saved = state.get(key, {}).get("param_groups", [])
+                sizes = [len(group["params"]) for group in saved]
                 if sizes == [len(group["params"]) for group in optimiser.param_groups]:
                     optimiser.load_state_dict(state[key])
                 else:
