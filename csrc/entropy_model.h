@@ -5,7 +5,7 @@
 // Version 5, which the trainer writes:
 //
 //   char  magic[8] = "FSDEM\0\0\5"
-//   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..8
+//   u16   num_s 0..256, num_z 1..256, num_y 1..512, num_features 1..256, num_groups 1..16
 //   (u16 size, u8 scan, u8 start)[num_groups]  size >= 1, sum num_y; scan 1..3, the passes;
 //                                              start 0..252, never falling, 0 for the first
 //   u16   num_q = 253, num_scales 1..256
@@ -52,7 +52,7 @@
 namespace fasdiff {
 
 constexpr int kNumQualities = 253;  // Quarter steps of quality 0..63.
-constexpr int kMaxGroups = 8;
+constexpr int kMaxGroups = 16;
 constexpr int kMaxScan = 3;
 constexpr int kNoResidual = 255;
 constexpr int kMaxTables = 4096;

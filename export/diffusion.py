@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.integer_entropy import Coded
-from export.networks import Codec, ResidualBlock, quality_dial
+from export.networks import TIME_OCTAVES, Codec, ResidualBlock, quality_dial
 from export.precision import mixed_precision
 
 TIME_SHIFT = 1.5  # of the sampler, as trained and as shipped; see `times`
@@ -124,6 +124,18 @@ def only_drawing(codec: Codec) -> Codec:
         mask = torch.zeros_like(weight)
         mask[:, always:] = 1
         weight.register_hook(mask.mul)
+    return codec
+
+
+def only_later_steps(codec: Codec) -> Codec:
+    """The same, with nothing to train but what the student does with t, idle at t = 1."""
+    codec.requires_grad_(False)
+    student = codec.g_s
+    student.time.weight.requires_grad_(True)
+    weight = student.drawn.weight.requires_grad_(True)
+    mask = torch.zeros_like(weight)
+    mask[:, -2 * TIME_OCTAVES :] = 1
+    weight.register_hook(mask.mul)
     return codec
 
 

@@ -15,7 +15,8 @@ starts from rho * eps, and the network is told rho. At 0 it learns the posterior
 Later steps are trained on what the student itself made in the earlier ones. `end_to_end` trains the
 compressor with it, by rate and distortion at realism 0: at 1 the features weigh ten times what the
 bits do, and files would grow. Otherwise the files stay what they were. `only_drawing` trains what
-is idle at realism 0, so that the posterior mean stays what it was as well.
+is idle at realism 0, so that the posterior mean stays what it was as well, `only_later_steps` what
+is idle in the first step.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ from export.diffusion import (
     decode,
     denoise,
     only_drawing,
+    only_later_steps,
     only_student,
     sample,
     sharpness,
     times,
 )
-from export.losses import IdentityLoss, PerceptualLoss, feature_distance
+from export.losses import IdentityLoss, PerceptualLoss, feature_distance, structural_distance
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
 from export.precision import device, mixed_precision, to_device, use_gpu
 from export.train import (
@@ -108,13 +110,16 @@ class DistilSettings(RunSettings):
     residual_share: float = 0.15  # of the images are coded with a residual
     end_to_end: bool = False
     only_drawing: bool = False  # leave the posterior mean as it is
+    only_later_steps: bool = False  # leave the first step as it is as well
     face_weight: tuple[float, float, float] = (0.5, 2.0, 0.0)  # as in `export.train.Settings`
     colour_weight: float = 0.0  # likewise
+    pattern_weight: float = 30.0  # likewise
     several_steps: float = 0.4  # of the batches are of 2 or 4 steps
     quality: tuple[int, int] = (10, 131)
     validate_q: int = 85
     perceptual_weight: float = 0.15
-    identity_weight: float = 2.5
+    structural_weight: float = 0.0  # of 1 - SSIM, at all realisms
+    identity_weight: float = 1.5  # at realism 1; two thirds of it at 0
     identity_share: float = 0.25  # of the batch
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
@@ -125,8 +130,8 @@ class DistilSettings(RunSettings):
     teacher_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.end_to_end and self.only_drawing:
-            raise ValueError("end_to_end trains everything, only_drawing little: choose one")
+        if self.end_to_end + self.only_drawing + self.only_later_steps > 1:
+            raise ValueError("choose one of end_to_end, only_drawing and only_later_steps")
 
 
 class DistilTrainer(Run[Codec, DistilSettings]):
@@ -146,7 +151,11 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         self.val = read_index(Path(args.data), "val")
         self.perceptual = PerceptualLoss().to(device())
         self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx").to(device())
-        self.compressor = CodecSettings(face_weight=s.face_weight, colour_weight=s.colour_weight)
+        self.compressor = CodecSettings(
+            face_weight=s.face_weight,
+            colour_weight=s.colour_weight,
+            pattern_weight=s.pattern_weight,
+        )
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         with torch.no_grad():
             channels = [f.shape[1] for f in self.perceptual.features(torch.zeros(1, 3, 64, 64))]
@@ -172,6 +181,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             model.load_state_dict(state["model"])
         if self.settings.only_drawing:
             return only_drawing(model)
+        if self.settings.only_later_steps:
+            return only_later_steps(model)
         if not self.settings.end_to_end:
             return only_student(model)
         model.requires_grad_(True)
@@ -216,7 +227,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             condition = condition.only(faithful)
         noise = torch.randn_like(bands)
         schedule = times(self.draw_steps())
-        index = int(self.rng.integers(len(schedule) - 1))
+        index = int(self.rng.integers(s.only_later_steps, len(schedule) - 1))
 
         def student(x_t: Tensor, t: Tensor, told: Condition) -> Tensor:
             return denoise(self.model, x_t, t, told, realism)
@@ -233,7 +244,10 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         distortion = lam * mse * (1 - (1 - s.fidelity) * realism)
         decoded = merge_bands(out)
         extra = torch.zeros(count)
+        if s.structural_weight:
+            extra = s.structural_weight * structural_distance(decoded, image)
         logs: dict[str, Tensor | float] = {"mse": mse.detach().mean()}
+        logs["structural"] = extra.detach().mean()
         logs["bpp"] = bits.detach().mean() / size**2
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
@@ -256,7 +270,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         if len(ids):
             identity, cosine = self.identity(decoded[ids], image[ids], theta[ids])
             share = s.identity_weight * count / 2 / len(ids)
-            extra = extra.index_add(0, ids, share * (0.25 + 0.75 * realism[ids]) * identity)
+            extra = extra.index_add(0, ids, share * (2 + realism[ids]) / 3 * identity)
             logs["identity"] = cosine.detach().mean()
         if self.teacher is not None and index == 0:
             followed = torch.nonzero(realism == 1)[:, 0]
@@ -274,7 +288,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         return (total * relative**-BALANCE).mean(), logs
 
     def draw_steps(self) -> int:
-        if self.rng.random() < self.settings.several_steps:
+        s = self.settings
+        if s.only_later_steps or self.rng.random() < s.several_steps:
             return int(self.rng.choice(STEP_COUNTS[1:]))
         return STEP_COUNTS[0]
 

@@ -119,12 +119,12 @@ class EntropyConfig:
     group_sizes: list[int] = field(default_factory=lambda: [1, 3, 12, 80])
     group_scans: list[int] = field(default_factory=lambda: [3, 2, 2, 1])  # passes of each group
     # groups of the residual, and the qualities from which they are coded
-    residual_sizes: list[int] = field(default_factory=lambda: [96, 96, 96, 96])
-    residual_scans: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
-    residual_starts: list[int] = field(default_factory=lambda: [132, 132, 132, 132])
+    residual_sizes: list[int] = field(default_factory=lambda: [24, 72] * 4)
+    residual_scans: list[int] = field(default_factory=lambda: [1] * 8)
+    residual_starts: list[int] = field(default_factory=lambda: [132] * 8)
     hidden_z: int = 64
     hidden_pass: int = 96
-    hidden_residual: int = 64
+    hidden_residual: int = 96
 
     @property
     def num_residual(self) -> int:

@@ -33,6 +33,8 @@ NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
+# Half way from the first quality with a residual to the top it is the same price everywhere
+EVEN_PRICE, EVEN_FROM = 0.7 * PRICE, 0.5
 UNIT = 8.0  # residual coefficients in a unit of the bands
 # Row and column of each block of 8x8 pixels of the residual within 16x16, in coding order
 BLOCKS = ((0, 0), (1, 1), (0, 1), (1, 0))
@@ -393,6 +395,28 @@ def residual_price(near: Tensor) -> Tensor:
     return PRICE * torch.exp(octaves * math.log(2))
 
 
+def told(q: Tensor, first: int) -> Tensor:
+    """How much of a residual there is, 0 at the quality `first` and 1 at the top; q any shape."""
+    return (q - first).clamp(min=0) / (NUM_Q - 1 - first)
+
+
+def unevenness(q: Tensor, first: int) -> Tensor:
+    """How much the place in a face matters to the residual's bits, 1 at `first`, falling to 0."""
+    return (1 - told(q, first) / EVEN_FROM).clamp(min=0)
+
+
+def price_at(price: Tensor, q: Tensor, first: int) -> Tensor:
+    """The `price` [B, 1, h, w] at qualities q [B]; small files are for the face, large for all."""
+    power = unevenness(q, first)[:, None, None, None]
+    return EVEN_PRICE * (price * (1 / EVEN_PRICE)) ** power
+
+
+def scale_gradient(x: Tensor, share: Tensor) -> Tensor:
+    """x [B, ...], with `share` [B] of its gradient."""
+    still = x.detach()
+    return still + share.view(-1, *[1] * (x.ndim - 1)) * (x - still)
+
+
 def quality_dial(q: Tensor) -> Tensor:
     """The quality as the student sees it, 0..1, of quarter steps."""
     return q.float() / (NUM_Q - 1)
@@ -472,7 +496,14 @@ class Codec(nn.Module):
         return self.one_step(prompt, s_hat, torch.zeros(len(q)), nothing, q, residual)
 
     def forward(
-        self, bands: Tensor, q: Tensor, realism: Tensor, noise: Tensor, *, bf16: bool = True
+        self,
+        bands: Tensor,
+        q: Tensor,
+        realism: Tensor,
+        noise: Tensor,
+        *,
+        followed: Tensor | None = None,
+        bf16: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The bands of one image through the base of the codec, differentiably.
 
@@ -482,15 +513,20 @@ class Codec(nn.Module):
           bands: `split_bands` of the image, [B, 48, H/4, W/4].
           q: int64 [B], quarter steps, at most `residual_from`.
           realism: [B]; noise: [B, 48, H/4, W/4], unit normal.
+          followed: [B], share of the gradient of an image that the compressor gets; all of it.
         Returns:
           Decoded bands, [B, 48, H/4, W/4], and the bits [B] of each part.
         """
         e = self.entropy
         coded = e.code(*self.latents(bands, bf16=bf16), q)
         prompt, s_hat = self.decoded(coded, q)
+        bits = e.bits(*coded)
+        if followed is not None:
+            prompt, s_hat = (scale_gradient(v, followed) for v in (prompt, s_hat))
+            bits = {part: scale_gradient(v, followed) for part, v in bits.items()}
         with mixed_precision(bf16):
             out = self.one_step(prompt, s_hat, realism, noise, q)
-        return out, e.bits(*coded)
+        return out, bits
 
     @torch.no_grad()
     def base(self, bands: Tensor, *, bf16: bool = True) -> Base:
@@ -517,12 +553,12 @@ class Codec(nn.Module):
         """What the file says of what the base leaves, from quality `residual_from` on.
 
         Args:
-          q: int64 [B], quarter steps; price: in place of the base's.
+          q: int64 [B], quarter steps; price: in place of the base's at q.
         Returns:
           residual [B, R, h, w], as the student takes it; bits [B].
         """
         e = self.entropy
-        price = base.price if price is None else price
+        price = price_at(base.price, q, e.config.residual_from) if price is None else price
         coded = e.code_residual(base.coded, self.residual(base.left), q, price=price)
         return e.dequantise(coded, e.residual_gains, q), coded.bits.sum((1, 2, 3))
 
@@ -534,7 +570,7 @@ class Codec(nn.Module):
         Differentiable but for the base.
 
         Args:
-          q: int64 [B], quarter steps; price: in place of the base's.
+          q: int64 [B], quarter steps; price: in place of the base's at q.
         Returns:
           Decoded bands [B, 48, H/4, W/4] and the bits [B] of the residual.
         """

@@ -34,14 +34,17 @@ from export.data import (
 from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss
 from export.networks import (
+    LOW,
     NUM_BANDS,
     Codec,
     codec_from_dict,
     frozen_codec,
     merge_bands,
     of_colours,
+    price_at,
     residual_price,
     split_bands,
+    unevenness,
 )
 from export.precision import device, to_device, use_gpu
 from export.train_importance import expected_near
@@ -61,6 +64,8 @@ class Settings(RunSettings):
     # share of the time after which the perceptual and identity terms start; over 1: never
     perceptual_from: float = 0.0
     sharp_share: float = 0.1  # of the batch that is decoded with realism > 0
+    # of the gradient of those that the compressor gets: perceptual terms would rule its bits
+    followed: float = 1.0
     # of the batch that is coded with a residual; `export/train_residual.py` comes first
     residual_share: float = 0.0
     # squared error on the 0..255 scale against bits per pixel, at quality 0 and 63
@@ -72,8 +77,10 @@ class Settings(RunSettings):
     # of the squared error of the two colours that are not grey, added at the landmarks: few bits
     # tell whether eyes are brown, and squared error alone does not ask for them
     colour_weight: float = 0.0
+    pattern_weight: float = 30.0  # see `pattern`
     perceptual_weight: float = 0.05
-    identity_weight: float = 3.0
+    # at realism 1; two thirds of it at 0. Few faces of much weight are mostly noise
+    identity_weight: float = 1.5
     identity_features: float = 0.3  # of the embedder's feature maps, against its embedding
     identity_share: float = 0.125  # of the batch: it costs as much as the codec itself
     distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
@@ -81,6 +88,7 @@ class Settings(RunSettings):
 
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
+PATTERN_REACH = 7  # positions of the bands: 28 pixels
 SHIFT = 16  # pixels, the student's coarsest grid
 VALIDATE_SIZE = 256
 VALIDATE_Q = (0, 20, 40, 60, 90, 131, 150, 180, 220)
@@ -94,12 +102,11 @@ def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
 def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
     """Weights of the squared error [B, h, w], of `near` [B, 2, h, w] (`export.data.nearness`).
 
-    From quality `first` on the residual tells what is missing: the focus fades towards the top.
+    From quality `first` on the residual tells what is missing: the focus fades, as its price does.
     """
-    told = (q - first).clamp(min=0) / (MAX_Q - first)
     far, *added = settings.face_weight
     weight = far + sum(more * near[:, i] for i, more in enumerate(added))
-    weight = weight ** (1 - told)[:, None, None]
+    weight = weight ** unevenness(q, first)[:, None, None]
     return weight
 
 
@@ -108,7 +115,19 @@ def squared_error(settings: Settings, error: Tensor, near: Tensor, q: Tensor, fi
     squares = error.square()
     colour = of_colours(squares).sum(1) / NUM_BANDS
     squares = squares.mean(1) + settings.colour_weight * near[:, 0] * colour
-    return (squares * focus(settings, near, q, first)).mean((1, 2)) * 127.5**2
+    found = (squares * focus(settings, near, q, first)).mean((1, 2))
+    return (found + settings.pattern_weight * pattern(error)) * 127.5**2
+
+
+def pattern(error: Tensor) -> Tensor:
+    """How much of the errors of the high bands [B, 48, h, w] repeats from place to place, [B].
+
+    Dots as far apart as the bands' positions pass for hair in features and cost little as squared
+    errors, but eyes see them. Errors that differ from place to place cancel in local means, which
+    leave a 49th of their squares; those of a pattern stay.
+    """
+    means = F.avg_pool2d(error[:, LOW:], PATTERN_REACH, 1)
+    return means.square().sum(1).mean((1, 2)) / NUM_BANDS
 
 
 def draw_refined(rng: np.random.Generator, first: int, count: int) -> np.ndarray:
@@ -231,7 +250,7 @@ class Trainer(Run[Codec, Settings]):
         faces, weight = np.zeros(wanted, np.int64), np.zeros(wanted, np.float32)
         faces[: len(found)] = found
         weight[: len(found)] = s.identity_weight * count / 2 / max(1, len(found))
-        weight *= 0.25 + 0.75 * realism[faces]
+        weight *= (2 + realism[faces]) / 3
         shift = self.rng.integers(0, SHIFT, 2)
         drawn = (image, theta, near, q, realism, faces, weight, shift)
         return Batch(*map(torch.from_numpy, drawn))
@@ -278,10 +297,11 @@ class Trainer(Run[Codec, Settings]):
             memory_format=torch.channels_last
         )
         bands = split_bands(image)
-        out, parts = self.model(bands[:own], q[:own], realism[:own], noise)
+        followed = torch.where(realism[:own] > 0, s.followed, 1.0)
+        out, parts = self.model(bands[:own], q[:own], realism[:own], noise, followed=followed)
         bits = torch.stack(list(parts.values())).sum(0)
         if refined:
-            price = residual_price(expected_near(near[own:, 0]))
+            price = price_at(residual_price(expected_near(near[own:, 0])), q[own:], first)
             base = self.model.base(bands[own:])
             more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])

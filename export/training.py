@@ -123,7 +123,8 @@ class Run(Generic[M, S]):
         self.fresh = True  # the optimisers start without a state, and want a warm-up
         self.ema = {k: v.detach().clone().float() for k, v in self.model.state_dict().items()}
         groups = split_parameters(self.model)
-        self.muon = Muon(groups.pop("muon"), settings.muon_lr, decay=settings.muon_decay)
+        wide = {"params": groups.pop("muon")}  # which may be none
+        self.muon = Muon([wide], settings.muon_lr, decay=settings.muon_decay)
         self.adam = torch.optim.AdamW(
             [{"params": v} for v in groups.values()], settings.adam_lr, weight_decay=0.0
         )

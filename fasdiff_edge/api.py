@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from . import _core, bitstream, imaging
 from .bitstream import Header
 from .engines import Graph, load_graph
-from .entropy_model import CodedBase, EntropyModel, Levels, round_prices
+from .entropy_model import CodedBase, EntropyModel, Levels, prices_at
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
 from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
@@ -166,7 +166,7 @@ class Encoder:
             s=outputs["s"][0],
             z=outputs["z"][0],
             y=outputs["y"][0],
-            prices=round_prices(outputs["price"][0, 0]),
+            price=outputs["price"][0, 0],
         )
 
     def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
@@ -221,7 +221,8 @@ class Encoder:
             if quality >= entropy.residual_from:
                 left = self._left(latents)
                 residual = entropy.round_residual(left.residual, quality)
-                return left.base.encode(residual, quality, latents.prices)
+                prices = prices_at(latents.price, quality, entropy.residual_from)
+                return left.base.encode(residual, quality, prices)
             levels = entropy.round_latents(latents.s, latents.z, latents.y, quality)
             return entropy.encode(levels, quality)
 
@@ -315,15 +316,14 @@ class Decoder:
         with stage("entropy decode"):
             header, seed, levels = read_levels(data, self._model, self._max_pixels)
             prompt = _prompt(self._model.entropy, levels, header.quality)
+        realism = self._realism * self._unknown(header.quality)
         with stage("noise"):
             hy, wy = header.latent_size
-            noise = _core.noise(seed, NUM_BANDS * 4 * hy * 4 * wy).reshape(
-                NUM_BANDS, 4 * hy, 4 * wy
-            )
+            noise = np.zeros((NUM_BANDS, 4 * hy, 4 * wy), np.float32)  # all that realism 0 needs
+            if realism > 0:
+                noise = _core.noise(seed, noise.size).reshape(noise.shape)
         with stage("student"):
-            bands = self._student.bands(
-                prompt, noise, self._realism * self._unknown(header.quality)
-            )
+            bands = self._student.bands(prompt, noise, realism)
         with stage("merge"):
             coded = merge_bands(bands, *header.coded_size)
             return imaging.upscale(coded, header.scale, header.height, header.width)
@@ -369,14 +369,14 @@ class _Student:
 class _Latents:
     """An image's bands [48, h, w] and the analysis graph's outputs, float32.
 
-    s [S], z [Cz, hz, wz], y [num_base, hy, wy]; prices int32 [hy, wy]; `left` once it is known.
+    s [S], z [Cz, hz, wz], y [num_base, hy, wy], price [hy, wy]; `left` once it is known.
     """
 
     bands: Array
     s: Array
     z: Array
     y: Array
-    prices: NDArray[np.int32]
+    price: Array
     left: _Left | None = None
 
 

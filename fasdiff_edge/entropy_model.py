@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .bitstream import MAX_QUALITY
 from .errors import BitstreamError, ModelError
 
 SYMBOL_MIN, SYMBOL_MAX = -32768, 32767
 UPSAMPLING = 4  # z lies on every fourth position of y
 STEP_ONE = 4096  # steps are in Q12: latent units per symbol, times 4096
 _PRICE_ONE, _PRICE_MAX = 1024, 65535  # of a bit, in squared symbols
+_EVEN_PRICE, _EVEN_FROM = 0.7 * 15 / 128, 0.5  # see `prices_at`
 
 
 @dataclass(frozen=True)
@@ -193,19 +195,29 @@ class CodedBase:
         Args:
           residual: levels, int32 [num_residual, hy, wy].
           quality: in quarter steps, at least `residual_from`.
-          prices: as `round_prices` gives them.
+          prices: as `prices_at` gives them, int32 [hy, wy].
         Raises:
           ValueError: another shape or quality, or a level out of range.
         """
         return self._core.encode(residual, quality, prices)
 
 
-def round_prices(price: NDArray[np.float32]) -> NDArray[np.int32]:
-    """What a bit of the residual must buy, float32 [hy, wy] in squared symbols, as integers."""
-    finite = np.nan_to_num(price, nan=0.0, posinf=_PRICE_MAX, neginf=0.0)
-    prices: NDArray[np.int32] = np.rint(np.clip(finite * _PRICE_ONE, 0, _PRICE_MAX)).astype(
-        np.int32
-    )
+def prices_at(price: NDArray[np.float32], quality: int, first: int) -> NDArray[np.int32]:
+    """What a bit of the residual must buy at a quality, as integers.
+
+    Half way from the first quality with a residual to the top it is the same everywhere: small
+    files are for the face, large ones for all of the image.
+
+    Args:
+      price: at the quality `first`, float32 [hy, wy] in squared symbols.
+      quality: in quarter steps, at least `first`.
+    """
+    told = (quality - first) / max(1, MAX_QUALITY - first)
+    unevenness = max(0.0, 1 - told / _EVEN_FROM)
+    finite = np.clip(np.nan_to_num(price), 0, _PRICE_MAX / _PRICE_ONE)
+    even = np.float32(_EVEN_PRICE)
+    faded = even * (finite / even) ** np.float32(unevenness)
+    prices: NDArray[np.int32] = np.rint(faded * _PRICE_ONE).astype(np.int32)
     return prices
 
 

@@ -19,6 +19,7 @@ from export.diffusion import (
     denoise,
     flow_loss,
     only_drawing,
+    only_later_steps,
     only_student,
     sample,
     times,
@@ -142,6 +143,22 @@ def test_drawing_is_learnt_without_touching_the_posterior_mean() -> None:
     after = decode(codec, c, noise, realism, 1)
     assert torch.equal(after[0], before[0])
     assert (after[1] - before[1]).abs().mean() > 1e-3
+
+
+def test_later_steps_are_learnt_without_a_change_to_the_first() -> None:
+    codec, c = only_later_steps(small_codec()), condition()
+    noise, realism = torch.randn(2, 48, 16, 16), torch.tensor([0.3, 1.0])
+    before = [decode(codec, c, noise, realism, steps) for steps in (1, 2)]
+    trained = [p for p in codec.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, 1e-2, weight_decay=0.0)
+    for _ in range(2):
+        adam.zero_grad()
+        denoise(codec, noise, torch.full((2,), 0.4), c, realism).square().mean().backward()
+        assert all(p.grad is not None for p in trained)
+        adam.step()
+    after = [decode(codec, c, noise, realism, steps) for steps in (1, 2)]
+    assert torch.equal(after[0], before[0])
+    assert (after[1] - before[1]).abs().mean() > 1e-4
 
 
 def test_conditions_with_and_without_a_residual() -> None:

@@ -6,7 +6,10 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import skimage.metrics
 import torch
 from test_export_networks import SMALL, small_codec
 from torch import Tensor, nn
@@ -20,6 +23,7 @@ from export.distil import (
     hinge_discriminator,
     hinge_generator,
 )
+from export.losses import structural_distance
 
 
 class FewFeatures(nn.Module):
@@ -56,6 +60,22 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.distil.PerceptualLoss", FewFeatures)
     monkeypatch.setattr("export.distil.IdentityLoss", SameFace)
     monkeypatch.setattr("export.train_teacher.SIZE", 64)
+
+
+def test_structural_distance_is_that_of_scikit_image_and_of_several_scales() -> None:
+    grey = np.random.default_rng(0).integers(60, 190, (48, 64)).astype(np.float32)
+    images = np.stack([cv2.GaussianBlur(grey, (0, 0), sigma) for sigma in (1.0, 1.4, 2.0)])
+    first, *others = torch.from_numpy(images)[:, None, None].expand(-1, 1, 3, -1, -1)
+    for image, other in zip(images[1:], others, strict=True):
+        _, full = skimage.metrics.structural_similarity(
+            images[0], image, gaussian_weights=True, sigma=1.5, win_size=11,
+            use_sample_covariance=False, data_range=255, full=True,
+        )  # fmt: skip
+        found = structural_distance(other, first, scales=1)
+        assert float(found) == pytest.approx(1 - full[5:-5, 5:-5].mean(), abs=1e-4)
+    near, far = (float(structural_distance(other, first, scales=2)) for other in others)
+    assert 0.01 < near < far < 1
+    assert float(structural_distance(first, first)) == pytest.approx(0, abs=1e-6)
 
 
 def test_hinge_losses() -> None:
@@ -138,3 +158,5 @@ def test_end_to_end_the_compressor_learns_too(
 def test_what_is_trained_is_chosen_once() -> None:
     with pytest.raises(ValueError, match="choose one"):
         DistilSettings(end_to_end=True, only_drawing=True)
+    with pytest.raises(ValueError, match="choose one"):
+        DistilSettings(only_drawing=True, only_later_steps=True)

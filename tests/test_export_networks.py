@@ -28,6 +28,8 @@ from export.networks import (
     _opponent,
     codec_from_dict,
     merge_bands,
+    price_at,
+    residual_price,
     split_bands,
     time_features,
 )
@@ -49,6 +51,7 @@ from export.train_importance import expected_near, explained, predicted_near, tr
 from export.verify import TOLERANCE, differences, synthetic_image
 from fasdiff_edge import Decoder, Encoder, _core
 from fasdiff_edge.bitstream import unpack
+from fasdiff_edge.entropy_model import prices_at
 from fasdiff_edge.models import load_model
 
 HALF, ONE = torch.tensor([0.5]), torch.ones(1)  # a quality, a time
@@ -70,6 +73,7 @@ SMALL = ModelConfig(
         residual_sizes=[2, 2, 2, 2],
         residual_scans=[1, 2, 1, 1],
         residual_starts=[100, 100, 100, 140],
+        hidden_residual=64,
     ),
 )
 
@@ -93,28 +97,74 @@ def exported(folder: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 def test_colour_errors_weigh_more_at_the_landmarks() -> None:
-    grey = torch.full((1, 3, 16, 16), 100.0)
+    grey = torch.full((1, 3, 32, 32), 100.0)
     brighter, redder = grey + 10, grey.clone()
     redder[:, 0] += 10
     q, first = torch.tensor([40]), 132
-    settings = Settings(face_weight=(1.0, 0.0, 0.0), colour_weight=3.0)
+    settings = Settings(face_weight=(1.0, 0.0, 0.0), colour_weight=3.0, pattern_weight=0.0)
     for image, gain in ((brighter, 1.0), (redder, 1 + 3.0 * 2 / 3)):
         error = split_bands(image) - split_bands(grey)
-        away = squared_error(settings, error, torch.zeros(1, 2, 4, 4), q, first)
-        at = squared_error(settings, error, torch.ones(1, 2, 4, 4), q, first)
+        away = squared_error(settings, error, torch.zeros(1, 2, 8, 8), q, first)
+        at = squared_error(settings, error, torch.ones(1, 2, 8, 8), q, first)
         mean = float((image - grey).square().mean())
         assert float(away) == pytest.approx(mean, rel=1e-4)
         assert float(at) == pytest.approx(gain * mean, rel=1e-4)
 
 
 def test_errors_weigh_more_along_the_middle_of_the_face() -> None:
-    settings, error = Settings(face_weight=(0.5, 1.0, 2.0)), torch.full((1, 48, 4, 4), 0.1)
+    settings = Settings(face_weight=(0.5, 1.0, 2.0), pattern_weight=0.0)
+    error = torch.full((1, 48, 8, 8), 0.1)
     weights = []
     for on in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
-        near = torch.tensor(on)[None, :, None, None].expand(1, 2, 4, 4)
+        near = torch.tensor(on)[None, :, None, None].expand(1, 2, 8, 8)
         squares = squared_error(settings, error, near, torch.tensor([40]), 132)
         weights.append(float(squares) / (0.1 * 127.5) ** 2)
     assert weights == pytest.approx([0.5, 1.5, 2.5], rel=1e-4)
+
+
+def test_a_pattern_weighs_more_than_errors_that_differ_from_place_to_place() -> None:
+    settings = Settings(face_weight=(1.0, 0.0, 0.0), pattern_weight=5.0)
+    near, q = torch.zeros(1, 2, 32, 32), torch.tensor([40])
+    scattered, dots, darker = torch.zeros(3, 1, 48, 32, 32)
+    scattered[:, 5] = torch.randn(32, 32).sign()
+    dots[:, 5] = 1
+    darker[:, 0] = 1  # of ll2
+    once = 127.5**2 / 48
+    for error, weight in ((scattered, 1 + 5 / 49), (dots, 6.0), (darker, 1.0)):
+        squares = float(squared_error(settings, error, near, q, 132))
+        assert squares == pytest.approx(weight * once, rel=0.1)
+
+
+def test_images_in_which_something_is_drawn_teach_the_compressor_less() -> None:
+    codec = small_codec()
+    bands = split_bands(torch.from_numpy(synthetic_image(64, 64)).permute(2, 0, 1)[None].float())
+    dial, noise = torch.ones(1), torch.randn_like(bands)
+    found = {}
+    for share in (None, 1.0, 0.25, 0.0):
+        codec.zero_grad()
+        followed = None if share is None else torch.tensor([share])
+        torch.manual_seed(0)
+        out, parts = codec(bands, torch.tensor([40]), dial, noise, followed=followed, bf16=False)
+        (out.square().sum() + torch.stack(list(parts.values())).sum()).backward()
+        weights = (codec.g_a.to_y.weight, codec.g_s.high.weight)
+        found[share] = [w.grad.clone() for w in weights if w.grad is not None]
+    for share in (1.0, 0.25, 0.0):
+        of_analysis, of_student = found[share]
+        torch.testing.assert_close(of_analysis, share * found[None][0], rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(of_student, found[None][1])
+
+
+def test_the_price_of_a_bit_is_the_same_everywhere_in_large_files() -> None:
+    price = residual_price(torch.rand(1, 1, 5, 3))
+    spread = []
+    for q in (132, 150, 170, 192, 252):
+        there = price_at(price, torch.tensor([q]), 132)
+        of_the_encoder = prices_at(price[0, 0].numpy(), q, 132)
+        np.testing.assert_allclose(of_the_encoder, 1024 * there[0, 0].numpy(), atol=0.51)
+        spread.append(float(there.max() / there.min()))
+    torch.testing.assert_close(price_at(price, torch.tensor([132]), 132), price)
+    assert spread == sorted(spread, reverse=True)
+    assert spread[2] > 1.1 and spread[-2:] == [1.0, 1.0]
 
 
 class SeesTheNose(IdentityLoss):
@@ -248,8 +298,9 @@ def test_the_runtime_decodes_what_training_decodes(tmp_path: Path, quality: floa
         if q >= 100:
             base = codec.base(bands, bf16=False)
             assert torch.equal(base.left, bands - out)
+            price = price_at(base.price, q, 100)
             coded = codec.entropy.code_residual(
-                base.coded, codec.residual(base.left), q, price=base.price
+                base.coded, codec.residual(base.left), q, price=price
             )
             residual = codec.entropy.dequantise(coded, codec.entropy.residual_gains, q)
     assert out.shape == bands.shape and s_hat.shape == (1, 4)
