@@ -113,12 +113,12 @@ class DistilSettings(RunSettings):
     only_later_steps: bool = False  # leave the first step as it is as well
     face_weight: tuple[float, float, float] = (0.5, 2.0, 0.0)  # as in `export.train.Settings`
     colour_weight: float = 0.0  # likewise
-    pattern_weight: float = 30.0  # likewise
+    pattern_weight: float = 60.0  # likewise
     several_steps: float = 0.4  # of the batches are of 2 or 4 steps
     quality: tuple[int, int] = (10, 131)
     validate_q: int = 85
     perceptual_weight: float = 0.15
-    structural_weight: float = 0.0  # of 1 - SSIM, at all realisms
+    structural_weight: float = 1.0  # of 1 - SSIM, at all realisms
     identity_weight: float = 1.5  # at realism 1; two thirds of it at 0
     identity_share: float = 0.25  # of the batch
     adversarial_weight: float = 0.03
