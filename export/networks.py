@@ -144,7 +144,7 @@ QUANTISED = {
     "g_s.up8": False,
     "g_s.b8": True,
     "g_s.up4": False,
-    "g_s.b4": True,
+    "g_s.b4": False,
     "g_s.high": False,
 }
 

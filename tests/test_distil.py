@@ -111,7 +111,7 @@ def distilling(folder: Path, face_folder: Path, **changed: object) -> DistilTrai
     )  # fmt: skip
     args = argparse.Namespace(
         codec=str(folder / "codec.pt"), teacher=str(folder / "teacher.pt"), weights="",
-        data=str(face_folder), out=str(folder / "run"), init=None, minutes=0.15,
+        data=str(face_folder), out=str(folder / "run"), init=None, minutes=0.3,
         validate_every=60.0, validate_count=1, override={}, workers=0,
     )  # fmt: skip
     return DistilTrainer(args, settings)

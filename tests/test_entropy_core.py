@@ -639,7 +639,7 @@ COUNTS = [  # offset in the file, format, value, reason
     (14, "<H", 0, "count"),  # num_features
     (14, "<H", 257, "count"),
     (16, "<H", 0, "count"),  # num_groups
-    (16, "<H", 9, "count"),
+    (16, "<H", 17, "count"),
     (18, "<H", 2, "group sizes"),  # the first group's size
     (18, "<H", 0, "group sizes"),
 ]
