@@ -120,10 +120,7 @@ def only_drawing(codec: Codec) -> Codec:
     blocks = [block for block in student.modules() if isinstance(block, ResidualBlock)]
     films = [block.film for block in blocks if block.film is not None]
     for film in (*films, student.film_low, student.film_high):
-        weight = film.weight.requires_grad_(True)
-        mask = torch.zeros_like(weight)
-        mask[:, always:] = 1
-        weight.register_hook(mask.mul)
+        _train_columns(film.weight, always)
     return codec
 
 
@@ -132,11 +129,15 @@ def only_later_steps(codec: Codec) -> Codec:
     codec.requires_grad_(False)
     student = codec.g_s
     student.time.weight.requires_grad_(True)
-    weight = student.drawn.weight.requires_grad_(True)
-    mask = torch.zeros_like(weight)
-    mask[:, -2 * TIME_OCTAVES :] = 1
-    weight.register_hook(mask.mul)
+    _train_columns(student.drawn.weight, -2 * TIME_OCTAVES)
     return codec
+
+
+def _train_columns(weight: Tensor, first: int) -> None:
+    """Train the columns of a weight [R, C] from `first` on, and no others."""
+    mask = torch.zeros_like(weight)
+    mask[:, first:] = 1
+    weight.requires_grad_(True).register_hook(mask.mul)
 
 
 def flow_loss(codec: Codec, x_0: Tensor, c: Condition, t: Tensor, noise: Tensor) -> Tensor:

@@ -55,6 +55,7 @@ from export.train import (
     SHIFT,
     draw_refined,
     feature_share,
+    identity_share,
     rate_lambda,
     shifted,
     squared_error,
@@ -244,10 +245,11 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         distortion = lam * mse * (1 - (1 - s.fidelity) * realism)
         decoded = merge_bands(out)
         extra = torch.zeros(count)
-        if s.structural_weight:
-            extra = s.structural_weight * structural_distance(decoded, image)
         logs: dict[str, Tensor | float] = {"mse": mse.detach().mean()}
-        logs["structural"] = extra.detach().mean()
+        if s.structural_weight:
+            structural = structural_distance(decoded, image)
+            extra = s.structural_weight * structural
+            logs["structural"] = structural.detach().mean()
         logs["bpp"] = bits.detach().mean() / size**2
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
@@ -270,7 +272,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         if len(ids):
             identity, cosine = self.identity(decoded[ids], image[ids], theta[ids])
             share = s.identity_weight * count / 2 / len(ids)
-            extra = extra.index_add(0, ids, share * (2 + realism[ids]) / 3 * identity)
+            extra = extra.index_add(0, ids, share * identity_share(realism[ids]) * identity)
             logs["identity"] = cosine.detach().mean()
         if self.teacher is not None and index == 0:
             followed = torch.nonzero(realism == 1)[:, 0]

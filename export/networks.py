@@ -129,7 +129,8 @@ def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
 
 
 # What is INT8 in a quantised model; True: outputs as well as inputs. The first and the last
-# convolutions stay float: bands and latents span more than 8 bits.
+# convolutions stay float: bands and latents span more than 8 bits. Outputs of the student's last
+# blocks do too: a value between two levels may fall on either, by engine, and nothing evens it out.
 QUANTISED = {
     "g_a.fuse": False,
     "g_a.b4": True,
@@ -395,14 +396,12 @@ def residual_price(near: Tensor) -> Tensor:
     return PRICE * torch.exp(octaves * math.log(2))
 
 
-def told(q: Tensor, first: int) -> Tensor:
-    """How much of a residual there is, 0 at the quality `first` and 1 at the top; q any shape."""
-    return (q - first).clamp(min=0) / (NUM_Q - 1 - first)
-
-
 def unevenness(q: Tensor, first: int) -> Tensor:
-    """How much the place in a face matters to the residual's bits, 1 at `first`, falling to 0."""
-    return (1 - told(q, first) / EVEN_FROM).clamp(min=0)
+    """How much the place in a face matters at qualities q, 1 up to `first`, then falling to 0.
+
+    `first`: from which there is a residual; of its bits and of training's errors.
+    """
+    return (1 - (q - first) / (EVEN_FROM * (NUM_Q - 1 - first))).clamp(0, 1)
 
 
 def price_at(price: Tensor, q: Tensor, first: int) -> Tensor:

@@ -14,7 +14,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -86,6 +86,8 @@ class Settings(RunSettings):
     distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
 
 
+AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
+
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
 PATTERN_REACH = 7  # positions of the bands: 28 pixels
@@ -156,6 +158,11 @@ def feature_share(relative: Tensor) -> Tensor:
     fell by half a dB, and identity as another network sees it did not improve.
     """
     return relative**0.75
+
+
+def identity_share(realism: AnyArray) -> AnyArray:
+    """Weight of the identity terms, of an array of realisms."""
+    return (2 + realism) / 3
 
 
 class Batch(NamedTuple):
@@ -250,7 +257,7 @@ class Trainer(Run[Codec, Settings]):
         faces, weight = np.zeros(wanted, np.int64), np.zeros(wanted, np.float32)
         faces[: len(found)] = found
         weight[: len(found)] = s.identity_weight * count / 2 / max(1, len(found))
-        weight *= (2 + realism[faces]) / 3
+        weight *= identity_share(realism[faces])
         shift = self.rng.integers(0, SHIFT, 2)
         drawn = (image, theta, near, q, realism, faces, weight, shift)
         return Batch(*map(torch.from_numpy, drawn))

@@ -319,9 +319,11 @@ class Decoder:
         realism = self._realism * self._unknown(header.quality)
         with stage("noise"):
             hy, wy = header.latent_size
-            noise = np.zeros((NUM_BANDS, 4 * hy, 4 * wy), np.float32)  # all that realism 0 needs
+            shape = (NUM_BANDS, 4 * hy, 4 * wy)
             if realism > 0:
-                noise = _core.noise(seed, noise.size).reshape(noise.shape)
+                noise = _core.noise(seed, math.prod(shape)).reshape(shape)
+            else:
+                noise = np.zeros(shape, np.float32)  # none is heard
         with stage("student"):
             bands = self._student.bands(prompt, noise, realism)
         with stage("merge"):
