@@ -46,18 +46,23 @@ from export.diffusion import (
     sharpness,
     times,
 )
-from export.losses import IdentityLoss, PerceptualLoss, feature_distance, structural_distance
+from export.losses import (
+    IdentityLoss,
+    PerceptualLoss,
+    draw_views,
+    feature_distance,
+    structural_distance,
+    viewed,
+)
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
 from export.precision import device, mixed_precision, to_device, use_gpu
 from export.train import (
     BALANCE,
     REFERENCE_LAMBDA,
-    SHIFT,
     draw_refined,
     feature_share,
     identity_share,
     rate_lambda,
-    shifted,
     squared_error,
 )
 from export.train import Settings as CodecSettings
@@ -119,12 +124,12 @@ class DistilSettings(RunSettings):
     quality: tuple[int, int] = (10, 131)
     validate_q: int = 85
     perceptual_weight: float = 0.15
-    structural_weight: float = 1.0  # of 1 - SSIM, at all realisms
+    structural_weight: float = 1.0  # of 1 - SSIM
     identity_weight: float = 1.5  # at realism 1; two thirds of it at 0
     identity_share: float = 0.25  # of the batch
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
-    # of the squared error that is left at realism 1
+    # of the squared error and of 1 - SSIM that is left at realism 1
     fidelity: float = 0.35
     teacher_share: float = 0.25  # of the images of realism 1 that follow the teacher
     teacher_steps: int = 6
@@ -242,22 +247,23 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         mse = squared_error(self.compressor, out - bands, near, q, first)
         lam = rate_lambda(self.compressor, q)
         relative = lam / REFERENCE_LAMBDA
-        distortion = lam * mse * (1 - (1 - s.fidelity) * realism)
+        faithfulness = 1 - (1 - s.fidelity) * realism
+        distortion = lam * mse * faithfulness
         decoded = merge_bands(out)
         extra = torch.zeros(count)
         logs: dict[str, Tensor | float] = {"mse": mse.detach().mean()}
         if s.structural_weight:
             structural = structural_distance(decoded, image)
-            extra = s.structural_weight * structural
+            extra = s.structural_weight * structural * faithfulness
             logs["structural"] = structural.detach().mean()
         logs["bpp"] = bits.detach().mean() / size**2
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
-            shift = to_device(self.rng.integers(0, SHIFT, 2))
+            views = to_device(draw_views(self.rng, len(drawn)))
             with mixed_precision():
                 with torch.no_grad():
-                    reference = self.perceptual.features(shifted(image[drawn], shift))
-                features = self.perceptual.features(shifted(decoded[drawn], shift))
+                    reference = self.perceptual.features(viewed(image[drawn], views))
+                features = self.perceptual.features(viewed(decoded[drawn], views))
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach().mean()

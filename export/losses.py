@@ -71,27 +71,58 @@ def feature_distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
     return total
 
 
-def structural_distance(image: Tensor, reference: Tensor, scales: int = 3) -> Tensor:
-    """1 - SSIM of the grey images, [B], the mean over positions and over scales of 1, 1/2, 1/4.
+MAX_ZOOM = 1.5
+
+
+def draw_views(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Transforms, float32 [count, 2, 3]: a part of the image, enlarged, turned, perhaps mirrored.
+
+    A network's features at one place and scale are easily satisfied by patterns of its own stride;
+    what survives transforms is what others see as well (Kettunen et al., E-LPIPS, 2019).
+    """
+    extent = MAX_ZOOM ** -rng.random(count)
+    angle = rng.normal(0, 0.05, count)
+    cos, sin = extent * np.cos(angle), extent * np.sin(angle)
+    mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
+    turn = np.stack([cos * mirror, -sin, sin * mirror, cos], 1).reshape(count, 2, 2)
+    offset = (1 - extent)[:, None] * rng.uniform(-1, 1, (count, 2))
+    return np.concatenate([turn, offset[:, :, None]], 2).astype(np.float32)
+
+
+def viewed(images: Tensor, theta: Tensor) -> Tensor:
+    """What `theta` [B, 2, 3] shows of images [B, 3, H, W], at their size."""
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def structural_distance(
+    image: Tensor, reference: Tensor, weights: tuple[float, ...] = (1.0, 1.0, 2.0, 2.0)
+) -> Tensor:
+    """1 - SSIM of the grey images, [B], the mean over positions and over scales of 1, 1/2, 1/4...
 
     Wang et al., IEEE Transactions on Image Processing, 2004, equation 13, with a Gaussian window of
-    1.5 pixels; several scales as in Wang et al., Asilomar 2003.
+    1.5 pixels; several scales, of the given weights, as in Wang et al., Asilomar 2003, as long as
+    the window fits. What eyes find alike is above all what is alike at 1/4 and 1/8.
     """
     a, b = (v.mean(1, keepdim=True) * (1 / 255) for v in (image, reference))
     offset = torch.arange(11) - 5.0
     window = torch.exp(-offset.square() / (2 * 1.5**2))
     window = (window / window.sum())[None, None, None]
-    total = torch.zeros(len(image))
-    for scale in range(scales):
+    total, used = torch.zeros(len(image)), 0.0
+    for scale, weight in enumerate(weights):
         if scale:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        if min(a.shape[2:]) < len(offset):
+            break
+        used += weight
         seen = torch.cat([a, b, a * a, b * b, a * b])
         seen = F.conv2d(F.conv2d(seen, window), window.mT)
         mean_a, mean_b, aa, bb, ab = seen.chunk(5)
         light = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
         spread = (aa - mean_a**2).clamp(min=0) + (bb - mean_b**2).clamp(min=0) + 9e-4
-        total = total + (light * (2 * (ab - mean_a * mean_b) + 9e-4) / spread).mean((1, 2, 3))
-    return 1 - total / scales
+        alike = light * (2 * (ab - mean_a * mean_b) + 9e-4) / spread
+        total = total + weight * alike.mean((1, 2, 3))
+    return 1 - total / used
 
 
 def fold_batch_norm(net: nn.Module) -> None:

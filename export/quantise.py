@@ -3,9 +3,10 @@
     python -m export.quantise RUN/checkpoint.pt OUT --data FACES --weights HELPERS --minutes 20
 
 Writes `OUT/checkpoint.pt`, which `export.train` goes on from as from any other, after calibration;
-trains it for `--minutes` more, against the data and against the float codec that it came from; and
-exports `OUT/model`, ONNX with QuantizeLinear and DequantizeLinear (QDQ), and `OUT/ir`, OpenVINO's
-version of it. `export/verify.py` compares them with torch.
+trains it for `--minutes` more, against the data and against the float codec that it came from, or
+with `--student` the student alone, as `export.distil` does; and exports `OUT/model`, ONNX with
+QuantizeLinear and DequantizeLinear (QDQ), and `OUT/ir`, OpenVINO's version of it.
+`export/verify.py` compares them with torch.
 """
 
 from __future__ import annotations
@@ -179,6 +180,7 @@ def to_qdq(model: onnx.ModelProto, layers: dict[str, QuantisedConv2d]) -> onnx.M
 
 
 def main() -> None:
+    from export.distil import DistilSettings, DistilTrainer
     from export.to_onnx import export_model, load_codec
     from export.to_openvino import convert
     from export.train import Settings, Trainer
@@ -189,7 +191,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with index.csv")
     parser.add_argument("--weights", required=True, help="folder with mobilefacenet.onnx")
     parser.add_argument("--minutes", type=float, default=0.0, help="of training; 0: ranges alone")
+    parser.add_argument(
+        "--student", action="store_true", help="train it alone: files stay the same"
+    )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut crops")
     parser.add_argument("--validate-every", type=float, default=10.0, help="minutes")
     parser.add_argument("--validate-count", type=int, default=24)
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
@@ -208,9 +214,14 @@ def main() -> None:
     if args.minutes:
         before = state["elapsed"] / 60
         args.minutes += before  # the trainer counts from the start of the float codec
-        args.init, args.teacher = None, args.checkpoint
         args.override.setdefault("decay_from", before / args.minutes)
-        Trainer(args, Settings(**args.override)).run()
+        args.init, args.codec = None, path
+        if args.student:
+            args.teacher = None
+            DistilTrainer(args, DistilSettings(**args.override)).run()
+        else:
+            args.teacher = args.checkpoint
+            Trainer(args, Settings(**args.override)).run()
     codec, record = load_codec(path)
     manifest = export_model(
         codec,

@@ -32,7 +32,7 @@ from export.data import (
     read_square,
 )
 from export.integer_entropy import NUM_Q
-from export.losses import IdentityLoss, PerceptualLoss
+from export.losses import IdentityLoss, PerceptualLoss, structural_distance
 from export.networks import (
     LOW,
     NUM_BANDS,
@@ -78,6 +78,7 @@ class Settings(RunSettings):
     # tell whether eyes are brown, and squared error alone does not ask for them
     colour_weight: float = 0.0
     pattern_weight: float = 30.0  # see `pattern`
+    structural_weight: float = 1.0  # of 1 - SSIM
     perceptual_weight: float = 0.05
     # at realism 1; two thirds of it at 0. Few faces of much weight are mostly noise
     identity_weight: float = 1.5
@@ -323,10 +324,16 @@ class Trainer(Run[Codec, Settings]):
             away = (out[:own] - target).square().mean((1, 2, 3)) * 127.5**2
             distortion = distortion + F.pad(s.distil_weight * lam[:own] * away, (0, refined))
         logs: dict[str, Tensor | float] = {"mse": mse.detach().mean(), "bpp": bpp.detach().mean()}
+        decoded = merge_bands(out)
+        if s.structural_weight:
+            structural = structural_distance(decoded, image)
+            share = s.structural_weight * feature_share(relative)
+            distortion = distortion + share * (1 - 0.4 * realism) * structural
+            logs["structural"] = structural.detach().mean()
         if perceptual and self.perceptual is not None and self.identity is not None:
-            pictures = (merge_bands(out[:sharp]), image[:sharp])
+            pictures = (decoded[:sharp], image[:sharp])
             dist = self.perceptual(*(shifted(picture, shift) for picture in pictures))
-            identity, cosine = self.identity(merge_bands(out[faces]), image[faces], theta[faces])
+            identity, cosine = self.identity(decoded[faces], image[faces], theta[faces])
             extra = F.pad(s.perceptual_weight * dist, (0, count - sharp))
             extra = extra.index_add(0, faces, face_weight * identity)
             told = torch.where(realism > 0, realism, 1.0)

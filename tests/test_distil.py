@@ -23,7 +23,8 @@ from export.distil import (
     hinge_discriminator,
     hinge_generator,
 )
-from export.losses import structural_distance
+from export.losses import MAX_ZOOM, draw_views, structural_distance, viewed
+from export.quantise import quantised_state
 
 
 class FewFeatures(nn.Module):
@@ -71,11 +72,14 @@ def test_structural_distance_is_that_of_scikit_image_and_of_several_scales() -> 
             images[0], image, gaussian_weights=True, sigma=1.5, win_size=11,
             use_sample_covariance=False, data_range=255, full=True,
         )  # fmt: skip
-        found = structural_distance(other, first, scales=1)
+        found = structural_distance(other, first, weights=(1.0,))
         assert float(found) == pytest.approx(1 - full[5:-5, 5:-5].mean(), abs=1e-4)
-    near, far = (float(structural_distance(other, first, scales=2)) for other in others)
+    near, far = (float(structural_distance(other, first, weights=(1.0, 1.0))) for other in others)
     assert 0.01 < near < far < 1
     assert float(structural_distance(first, first)) == pytest.approx(0, abs=1e-6)
+    # twelve rows are enough for the window, six are not
+    alike = structural_distance(others[0], first), structural_distance(others[0], first, (1, 1, 2))
+    assert torch.equal(*alike)
 
 
 def test_hinge_losses() -> None:
@@ -155,8 +159,45 @@ def test_end_to_end_the_compressor_learns_too(
     assert trainer.model.entropy.residual_gains.log2_gain.grad is None
 
 
+def test_an_int8_student_learns_with_the_rounding(
+    face_folder: Path, tmp_path: Path, stand_ins: None
+) -> None:
+    first = distilling(tmp_path, face_folder)
+    weights = {"model": first.model.state_dict(), "ema": first.model.state_dict()}
+    state = {"config": first.config(), "settings": {}, "elapsed": 0.0, "step": 7, "images": 9}
+    faces = read_index(face_folder, "train")
+    torch.save(quantised_state({**state, **weights}, faces), tmp_path / "int8.pt")
+    first.args.init = str(tmp_path / "int8.pt")
+    trainer = DistilTrainer(first.args, replace(first.settings, teacher_share=0.0, adam_lr=2e-2))
+    assert trainer.step == 7 and trainer.model.config.quantised
+    before = {k: v.detach().clone() for k, v in trainer.model.state_dict().items()}
+    trainer.run()
+    assert trainer.step > 7
+    moved = {k for k, v in trainer.model.state_dict().items() if not torch.equal(v, before[k])}
+    assert all(name.startswith("g_s.") for name in moved), "files stay what they were"
+    assert any(name.endswith("log2_step") for name in moved)
+
+
 def test_what_is_trained_is_chosen_once() -> None:
     with pytest.raises(ValueError, match="choose one"):
         DistilSettings(end_to_end=True, only_drawing=True)
     with pytest.raises(ValueError, match="choose one"):
         DistilSettings(only_drawing=True, only_later_steps=True)
+
+
+def test_views_are_parts_of_the_image_and_the_same_for_both() -> None:
+    theta = torch.from_numpy(draw_views(np.random.default_rng(0), 200))
+    extent = theta[:, :, :2].det().abs().sqrt()
+    assert 1 / MAX_ZOOM <= extent.min() < 0.75 and 0.9 < extent.max() <= 1
+    mirrored = theta[:, :, :2].det() < 0
+    assert 60 < mirrored.sum() < 140
+    middle = theta[:, :, 2].abs().amax(1)
+    assert (middle <= 1 - extent + 1e-6).all() and middle.max() > 0.2
+
+    image = torch.rand(2, 3, 32, 32)
+    still = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(2, 2, 3)
+    torch.testing.assert_close(viewed(image, still), image, atol=1e-5, rtol=0)
+    mirror = torch.tensor([[-1.0, 0, 0], [0, 1, 0]]).expand(2, 2, 3)
+    torch.testing.assert_close(viewed(image, mirror), image.flip(3), atol=1e-5, rtol=0)
+    middle_half = torch.tensor([[0.5, 0, 0], [0, 0.5, 0]]).expand(2, 2, 3)
+    assert abs(viewed(image, middle_half).mean() - image[:, :, 8:24, 8:24].mean()) < 0.02

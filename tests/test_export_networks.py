@@ -618,7 +618,7 @@ def test_a_step_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         assert shifted(batch.image, batch.shift).shape == (8, 3, 48, 48)
         loss, logs = trainer.loss_of(batch, perceptual=False)
         loss.backward()
-    assert loss.shape == () and set(logs) == {"mse", "bpp", "s", "z"}
+    assert loss.shape == () and set(logs) == {"mse", "bpp", "structural", "s", "z"}
     assert codec.g_a.stem.weight.grad is not None
 
 
