@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -109,13 +109,12 @@ class Run(Generic[M, S]):
         state = self._load()
         self.extra: dict[str, Any] = (state or {}).get("extra", {})  # what `extra_state` gave
         if state:
-            names = {
-                name
-                for kind in type(settings).__mro__
-                for name in vars(kind).get("__annotations__", {})
-            }
-            known = {k: v for k, v in state["settings"].items() if k in names}
-            self.settings = settings = type(settings)(**{**known, **args.override})
+            saved_settings = state["settings"]
+            names = {field.name for field in fields(settings)}
+            if not saved_settings.keys() <= names:  # what the names shared mean differs too
+                print("the checkpoint is of another kind of run: its settings are left", flush=True)
+                saved_settings = asdict(settings)
+            self.settings = settings = type(settings)(**{**saved_settings, **args.override})
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
             self.best = state.get("best", math.inf)
         self.model = self.build(state)

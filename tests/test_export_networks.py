@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from export import precision
 from export.ablate import PARTS, ablate
 from export.data import BatchKind, Crops, FaceSampler, WorkerSampler, nearness, read_index
+from export.distil import DistilSettings
 from export.integer_entropy import PRICE, EntropyConfig
 from export.losses import ARCFACE_TEMPLATE, IdentityLoss, sampling_theta, similarity_transform
 from export.networks import (
@@ -620,6 +621,27 @@ def test_a_step_waits_for_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         loss.backward()
     assert loss.shape == () and set(logs) == {"mse", "bpp", "structural", "s", "z"}
     assert codec.g_a.stem.weight.grad is not None
+
+
+def test_settings_of_another_kind_of_run_are_left(face_folder: Path, tmp_path: Path) -> None:
+    """A packed checkpoint may be of `export.distil`, whose `large_share` is one number."""
+    fresh = small_codec()
+    weights = {"model": fresh.state_dict(), "ema": fresh.state_dict()}
+    counts = {"elapsed": 60.0, "step": 3, "images": 9}
+    settings = asdict(DistilSettings(large_share=0.5, seed=77))
+    state = {"config": fresh.config_dict(), "settings": settings, **weights, **counts}
+    torch.save(state, tmp_path / "student.pt")
+    args = argparse.Namespace(
+        data=str(face_folder), weights="", out=str(tmp_path / "run"), minutes=1.0, workers=0,
+        init=str(tmp_path / "student.pt"), teacher=None, override={}, validate_every=60.0,
+        validate_count=1,
+    )  # fmt: skip
+    own = Settings(perceptual_from=2.0, batch_128=4)
+    trainer = Trainer(args, own)
+    assert trainer.settings == own and trainer.step == 3
+    state["settings"] = asdict(Settings(perceptual_from=2.0, batch_128=6))
+    torch.save(state, tmp_path / "student.pt")
+    assert Trainer(args, own).settings.batch_128 == 6, "those of its own kind are kept"
 
 
 def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
