@@ -259,7 +259,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         logs["bpp"] = bits.detach().mean() / size**2
         drawn = torch.nonzero(realism)[:, 0]
         if len(drawn):
-            views = to_device(draw_views(self.rng, len(drawn)))
+            views = draw_views(len(drawn))
             with mixed_precision():
                 with torch.no_grad():
                     reference = self.perceptual.features(viewed(image[drawn], views))

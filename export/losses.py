@@ -74,19 +74,23 @@ def feature_distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
 MAX_ZOOM = 1.5
 
 
-def draw_views(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Transforms, float32 [count, 2, 3]: a part of the image, enlarged, turned, perhaps mirrored.
+def turned(extent: Tensor, angle: Tensor) -> Tensor:
+    """Linear parts [B, 2, 2] of transforms: scaled and turned by [B] each, mirrored at random."""
+    mirror = torch.where(torch.rand(len(angle)) < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle) * extent, torch.sin(angle) * extent
+    return torch.stack([cos * mirror, -sin, sin * mirror, cos], 1).reshape(-1, 2, 2)
+
+
+def draw_views(count: int) -> Tensor:
+    """Transforms [count, 2, 3]: a part of the image, enlarged, turned a little, perhaps mirrored.
 
     A network's features at one place and scale are easily satisfied by patterns of its own stride;
     what survives transforms is what others see as well (Kettunen et al., E-LPIPS, 2019).
     """
-    extent = MAX_ZOOM ** -rng.random(count)
-    angle = rng.normal(0, 0.05, count)
-    cos, sin = extent * np.cos(angle), extent * np.sin(angle)
-    mirror = np.where(rng.random(count) < 0.5, -1.0, 1.0)
-    turn = np.stack([cos * mirror, -sin, sin * mirror, cos], 1).reshape(count, 2, 2)
-    offset = (1 - extent)[:, None] * rng.uniform(-1, 1, (count, 2))
-    return np.concatenate([turn, offset[:, :, None]], 2).astype(np.float32)
+    extent = MAX_ZOOM ** -torch.rand(count)
+    turn = turned(extent, torch.randn(count) * 0.05)
+    offset = (1 - extent)[:, None, None] * (2 * torch.rand(count, 2, 1) - 1)
+    return torch.cat([turn, offset], 2)
 
 
 def viewed(images: Tensor, theta: Tensor) -> Tensor:
@@ -176,10 +180,8 @@ def jitter_chips(theta: Tensor) -> Tensor:
     count = len(theta)
     angle = torch.randn(count) * 0.06
     scale = torch.exp(torch.randn(count) * 0.04)
-    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    turn = turned(scale, angle)
     shift = torch.randn(count, 2, 1) * 0.03
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    turn = torch.stack([cos * mirror, -sin, sin * mirror, cos], 1).reshape(count, 2, 2)
     linear, offset = theta[:, :, :2], theta[:, :, 2:]
     return torch.cat([linear @ turn, offset + linear @ shift], 2)
 

@@ -215,12 +215,10 @@ def main() -> None:
         before = state["elapsed"] / 60
         args.minutes += before  # the trainer counts from the start of the float codec
         args.override.setdefault("decay_from", before / args.minutes)
-        args.init, args.codec = None, path
+        args.init, args.teacher = None, None if args.student else args.checkpoint
         if args.student:
-            args.teacher = None
             DistilTrainer(args, DistilSettings(**args.override)).run()
         else:
-            args.teacher = args.checkpoint
             Trainer(args, Settings(**args.override)).run()
     codec, record = load_codec(path)
     manifest = export_model(

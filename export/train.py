@@ -317,7 +317,8 @@ class Trainer(Run[Codec, Settings]):
         mse = squared_error(s, out - bands, near, q, first)
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
-        distortion = lam * mse * (1 - 0.4 * realism)
+        faithfulness = 1 - 0.4 * realism
+        distortion = lam * mse * faithfulness
         if self.teacher is not None:
             with torch.no_grad():
                 target, _ = self.teacher(bands[:own], q[:own], realism[:own], noise)
@@ -328,7 +329,7 @@ class Trainer(Run[Codec, Settings]):
         if s.structural_weight:
             structural = structural_distance(decoded, image)
             share = s.structural_weight * feature_share(relative)
-            distortion = distortion + share * (1 - 0.4 * realism) * structural
+            distortion = distortion + share * faithfulness * structural
             logs["structural"] = structural.detach().mean()
         if perceptual and self.perceptual is not None and self.identity is not None:
             pictures = (decoded[:sharp], image[:sharp])

@@ -109,12 +109,11 @@ class Run(Generic[M, S]):
         state = self._load()
         self.extra: dict[str, Any] = (state or {}).get("extra", {})  # what `extra_state` gave
         if state:
-            saved_settings = state["settings"]
-            names = {field.name for field in fields(settings)}
-            if not saved_settings.keys() <= names:  # what the names shared mean differs too
+            if state["settings"].keys() <= {field.name for field in fields(settings)}:
+                settings = type(settings)(**{**state["settings"], **args.override})
+                self.settings = settings
+            else:  # what the names shared mean differs too
                 print("the checkpoint is of another kind of run: its settings are left", flush=True)
-                saved_settings = asdict(settings)
-            self.settings = settings = type(settings)(**{**saved_settings, **args.override})
             self.elapsed, self.step, self.images = state["elapsed"], state["step"], state["images"]
             self.best = state.get("best", math.inf)
         self.model = self.build(state)
