@@ -74,6 +74,9 @@ class Settings(RunSettings):
     # of the squared error far from the landmarks of the face, what is added at them, and what is
     # added along the middle of the face: see `export.data.nearness`
     face_weight: tuple[float, float, float] = (0.4, 2.4, 0.0)
+    # where bytes are few, see `scarcity`: added to the power of those weights; the shares by which
+    # identity's grows and that of 1 - SSIM falls. The first bytes are for who it is
+    scarce: tuple[float, float, float] = (0.5, 1.5, 0.7)
     # of the squared error of the two colours that are not grey, added at the landmarks: few bits
     # tell whether eyes are brown, and squared error alone does not ask for them
     colour_weight: float = 0.0
@@ -92,6 +95,7 @@ AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
 REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
 PATTERN_REACH = 7  # positions of the bands: 28 pixels
+SCARCE = (50, 90)  # quarter steps: the smallest files are for the face, up to some 300 and 500 B
 SHIFT = 16  # pixels, the student's coarsest grid
 VALIDATE_SIZE = 256
 VALIDATE_Q = (0, 20, 40, 60, 90, 131, 150, 180, 220)
@@ -102,6 +106,12 @@ def rate_lambda(settings: Settings, q: Tensor) -> Tensor:
     return settings.lambda_min * (settings.lambda_max / settings.lambda_min) ** (q.float() / MAX_Q)
 
 
+def scarcity(q: Tensor) -> Tensor:
+    """How few the bytes are at qualities q, from 1 to 0, of the shape of q."""
+    few, enough = SCARCE
+    return ((enough - q) / (enough - few)).clamp(0, 1)
+
+
 def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
     """Weights of the squared error [B, h, w], of `near` [B, 2, h, w] (`export.data.nearness`).
 
@@ -109,7 +119,8 @@ def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
     """
     far, *added = settings.face_weight
     weight = far + sum(more * near[:, i] for i, more in enumerate(added))
-    weight = weight ** unevenness(q, first)[:, None, None]
+    power = unevenness(q, first) * (1 + settings.scarce[0] * scarcity(q))
+    weight = weight ** power[:, None, None]
     return weight
 
 
@@ -328,7 +339,7 @@ class Trainer(Run[Codec, Settings]):
         decoded = merge_bands(out)
         if s.structural_weight:
             structural = structural_distance(decoded, image)
-            share = s.structural_weight * feature_share(relative)
+            share = s.structural_weight * feature_share(relative) * (1 - s.scarce[2] * scarcity(q))
             distortion = distortion + share * faithfulness * structural
             logs["structural"] = structural.detach().mean()
         if perceptual and self.perceptual is not None and self.identity is not None:
@@ -336,6 +347,7 @@ class Trainer(Run[Codec, Settings]):
             dist = self.perceptual(*(shifted(picture, shift) for picture in pictures))
             identity, cosine = self.identity(decoded[faces], image[faces], theta[faces])
             extra = F.pad(s.perceptual_weight * dist, (0, count - sharp))
+            face_weight = face_weight * (1 + s.scarce[1] * scarcity(q[faces]))
             extra = extra.index_add(0, faces, face_weight * identity)
             told = torch.where(realism > 0, realism, 1.0)
             distortion = distortion + feature_share(relative) * told * extra

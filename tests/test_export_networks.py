@@ -44,7 +44,9 @@ from export.train import (
     Batch,
     Settings,
     Trainer,
+    focus,
     rate_lambda,
+    scarcity,
     shifted,
     squared_error,
 )
@@ -101,7 +103,7 @@ def test_colour_errors_weigh_more_at_the_landmarks() -> None:
     grey = torch.full((1, 3, 32, 32), 100.0)
     brighter, redder = grey + 10, grey.clone()
     redder[:, 0] += 10
-    q, first = torch.tensor([40]), 132
+    q, first = torch.tensor([100]), 132
     settings = Settings(face_weight=(1.0, 0.0, 0.0), colour_weight=3.0, pattern_weight=0.0)
     for image, gain in ((brighter, 1.0), (redder, 1 + 3.0 * 2 / 3)):
         error = split_bands(image) - split_bands(grey)
@@ -118,9 +120,19 @@ def test_errors_weigh_more_along_the_middle_of_the_face() -> None:
     weights = []
     for on in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
         near = torch.tensor(on)[None, :, None, None].expand(1, 2, 8, 8)
-        squares = squared_error(settings, error, near, torch.tensor([40]), 132)
+        squares = squared_error(settings, error, near, torch.tensor([100]), 132)
         weights.append(float(squares) / (0.1 * 127.5) ** 2)
     assert weights == pytest.approx([0.5, 1.5, 2.5], rel=1e-4)
+
+
+def test_the_fewest_bytes_are_for_the_face() -> None:
+    settings = Settings(face_weight=(0.5, 1.5, 0.0), scarce=(0.5, 1.0, 0.7), pattern_weight=0.0)
+    q, first = torch.tensor([10, 50, 70, 90, 110]), 112
+    assert scarcity(q).tolist() == pytest.approx([1, 1, 0.5, 0, 0])
+    near = torch.tensor([0.0, 1.0])[None, None, None].expand(5, 2, 1, 2)
+    away, at = focus(settings, near, q, first)[:, 0].T
+    power = np.array([1.5, 1.5, 1.25, 1, 1])
+    assert away.numpy() == pytest.approx(0.5**power) and at.numpy() == pytest.approx(2**power)
 
 
 def test_a_pattern_weighs_more_than_errors_that_differ_from_place_to_place() -> None:
