@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import BatchKind, Face, FaceSampler, read_index, read_square
+from export.data import BatchKind, Face, face_sampler, read_index, read_square
 from export.diffusion import (
     Condition,
     condition_of,
@@ -36,7 +36,7 @@ from export.diffusion import (
 )
 from export.losses import PerceptualLoss
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
-from export.precision import device, mixed_precision, to_device
+from export.precision import device, mixed_precision, to_device, use_gpu
 from export.training import Run, RunSettings
 
 STEPS = (1, 2, 4, 8, 16)
@@ -63,7 +63,8 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
             BatchKind(128, s.batch_128, 0.35, 1 - s.large_share),
             BatchKind(256, s.batch_256, 0.85, s.large_share),
         ]
-        self.sampler = FaceSampler(read_index(Path(args.data), "train"), s.seed + self.step, kinds)
+        faces = read_index(Path(args.data), "train")
+        self.sampler = face_sampler(faces, s.seed + self.step, kinds, args.workers)
         self.val = read_index(Path(args.data), "val")
 
     def build(self, state: dict[str, Any] | None) -> Codec:
@@ -80,7 +81,7 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor | float]]:
         s = self.settings
-        image, *_ = self.sampler.next()
+        image, *_ = self.sampler.next_of_kind()[1]
         bands = split_bands(to_device(image).float())
         count = len(bands)
         self.images += count
@@ -141,7 +142,7 @@ def evaluate(
     model: Codec, faces: list[Face], count: int, settings: TeacherSettings
 ) -> list[tuple[float, ...]]:
     """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness)."""
-    perceptual = PerceptualLoss()
+    perceptual = PerceptualLoss().to(device())
     faces = faces[:: max(1, len(faces) // count)][:count]
     rows = []
     for steps in STEPS:
@@ -162,7 +163,7 @@ def evaluate(
 def write_sheet(path: Path, rows: list[list[Tensor]]) -> None:
     """Pictures [3, SIZE, SIZE] side by side, row by row, as a PNG file."""
     sheet = torch.cat([torch.cat(row, 2) for row in rows], 1)
-    picture = sheet.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    picture = sheet.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
     cv2.imwrite(str(path), np.ascontiguousarray(picture[:, :, ::-1]))
 
 
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("--init", help="checkpoint of a teacher to start from")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=0, help="processes that cut crops")
     parser.add_argument("--validate-every", type=float, default=15.0, help="minutes")
     parser.add_argument("--validate-count", type=int, default=12)
     parser.add_argument("--set", dest="override", type=json.loads, default={}, help="JSON settings")
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--image", type=Path, help="of which --plots shows samples: a square")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    use_gpu()
     trainer = TeacherTrainer(args, TeacherSettings(**args.override))
     if args.plots:
         if args.image is None:

@@ -210,6 +210,7 @@ def test_training_resumes_and_draws(
     args = argparse.Namespace(
         codec=str(tmp_path / "codec.pt"), data=str(face_folder), out=str(tmp_path / "teacher"),
         init=None, minutes=0.05, validate_every=60.0, validate_count=1, override={},
+        workers=0,
     )  # fmt: skip
     trainer = TeacherTrainer(args, settings)
     trainer.run()
