@@ -25,11 +25,10 @@ from torch import Tensor, nn
 
 from export.data import HEADER_BYTES, BatchKind, Face, FaceSampler, read_index, read_square
 from export.integer_entropy import KNOTS, NUM_Q, IntegerConv2d
-from export.networks import NUM_BANDS, UNIT, Codec, codec_from_dict, split_bands
+from export.networks import NUM_BANDS, UNIT, Codec, codec_from_dict, price_at, split_bands
 from export.training import ADAM_SCALE, parameter_kind
 
 GREY = 127.5 / UNIT  # grey levels in a unit of the residual's coefficients
-LEARNING_RATE = 1.2e-3
 CROPS_AT_ONCE = 8
 
 
@@ -85,7 +84,7 @@ def set_gains(codec: Codec, steps: tuple[float, float]) -> None:
         gains.copy_(torch.from_numpy(along).float()[:, None].expand_as(gains))
 
 
-def train(codec: Codec, bases: Bases, minutes: float, batch: int) -> None:
+def train(codec: Codec, bases: Bases, minutes: float, batch: int, rate: float) -> None:
     """Fit `entropy.residual_passes`."""
     e = codec.entropy
     outputs = {n for n, m in codec.named_modules() if isinstance(m, IntegerConv2d) and m.lo < 0}
@@ -104,14 +103,14 @@ def train(codec: Codec, bases: Bases, minutes: float, batch: int) -> None:
         residual = codec.residual(bases.left[drawn].float())
         q = torch.from_numpy(rng.integers(first, NUM_Q, batch))
         e.train()
-        known, price = bases.known[drawn].float(), bases.price[drawn]
+        known, price = bases.known[drawn].float(), price_at(bases.price[drawn], q, first)
         coded = e.code_after(known, residual, q, price=price)
         loss = coded.bits.sum() / residual[:, 0].numel() / 256  # bits per pixel
         adam.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(fitted, 1.0)
         for group, scale in zip(adam.param_groups, scales, strict=True):
-            group["lr"] = LEARNING_RATE * scale * min(1.0, (step + 1) / 30) * (1 - progress)
+            group["lr"] = rate * scale * min(1.0, (step + 1) / 30) * (1 - progress)
         adam.step()
         step += 1
         sums.append(float(loss.detach()))
@@ -154,6 +153,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with index.csv")
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rate", type=float, default=1.2e-3, help="of learning, at the start")
     parser.add_argument("--crops", type=int, default=1200, help="of training faces, to learn from")
     parser.add_argument("--steps", type=float, nargs=2, default=(220.0, 16.0), help="grey levels")
     parser.add_argument("--threads", type=int, default=2)
@@ -172,7 +172,7 @@ def main() -> None:
         share = find_transform(codec, bases)
         print(f"the transform holds {100 * share:.1f} % of the residuals", flush=True)
         set_gains(codec, tuple(args.steps))
-    train(codec, bases, args.minutes, args.batch)
+    train(codec, bases, args.minutes, args.batch, args.rate)
     val = read_index(args.data, "val")
     val = val[:: len(val) // args.count][: args.count]
     first = codec.entropy.config.residual_from
