@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _ESTIMATE_SAMPLES = 4096  # latents looked at
-OF_BASE, OF_RESIDUAL = (0.085, 8.0), (2.1, 1.0)  # see `estimate_bytes`
+OF_BASE, OF_RESIDUAL = (0.113, 8.0), (2.1, 1.0)  # see `estimate_bytes`
 _SECANT_ROUNDS = 5  # before the search falls back to halving the bracket
 _FIRST_GAP = 6  # between the two qualities of the first round
 _FAR = 6  # steps from what is known after which the gap grows by one
