@@ -120,8 +120,7 @@ def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
     far, *added = settings.face_weight
     weight = far + sum(more * near[:, i] for i, more in enumerate(added))
     power = unevenness(q, first) * (1 + settings.scarce[0] * scarcity(q))
-    weight = weight ** power[:, None, None]
-    return weight
+    return weight ** power[:, None, None]
 
 
 def squared_error(settings: Settings, error: Tensor, near: Tensor, q: Tensor, first: int) -> Tensor:
