@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -67,11 +68,31 @@ int Side(py::ssize_t side) {
   return static_cast<int>(side);
 }
 
-py::array_t<float> SplitBandsPy(const py::array& image) {
+// `out` if it is not None, checked; otherwise a new array that starts with a cache line, as no
+// allocator of numpy's promises: unaligned, the frequency split takes longer.
+template <typename T>
+py::array_t<T> Output(const py::object& out, const std::vector<py::ssize_t>& shape) {
+  if (!out.is_none()) {
+    if (!py::isinstance<py::array>(out)) throw py::value_error("out must be an array");
+    py::array array = py::reinterpret_borrow<py::array>(out);
+    Data<T>(array, "out", shape);
+    if (!array.writeable()) throw py::value_error("out is read-only");
+    return py::reinterpret_borrow<py::array_t<T>>(array);
+  }
+  constexpr size_t kLine = 64;
+  size_t bytes = sizeof(T);
+  for (const py::ssize_t side : shape) bytes *= static_cast<size_t>(side);
+  void* memory = ::operator new(bytes, std::align_val_t(kLine), std::nothrow);
+  if (memory == nullptr) throw std::bad_alloc();
+  py::capsule owner(memory, [](void* p) { ::operator delete(p, std::align_val_t(kLine)); });
+  return py::array_t<T>(shape, static_cast<T*>(memory), owner);
+}
+
+py::array_t<float> SplitBandsPy(const py::array& image, const py::object& to) {
   const uint8_t* data = Data<uint8_t>(image, "image", {-1, -1, 3});
   const int height = Side(image.shape(0)), width = Side(image.shape(1));
   if (height < 1 || width < 1) Check(Status::kEmptyImage);
-  py::array_t<float> bands({kNumBands, BandSide(height), BandSide(width)});
+  py::array_t<float> bands = Output<float>(to, {kNumBands, BandSide(height), BandSide(width)});
   float* out = bands.mutable_data();
   Status status;
   {
@@ -82,7 +103,8 @@ py::array_t<float> SplitBandsPy(const py::array& image) {
   return bands;
 }
 
-py::array_t<uint8_t> MergeBandsPy(const py::array& bands, int height, int width) {
+py::array_t<uint8_t> MergeBandsPy(const py::array& bands, int height, int width,
+                                  const py::object& to) {
   const float* data = Data<float>(bands, "bands", {kNumBands, -1, -1});
   const int band_height = Side(bands.shape(1)), band_width = Side(bands.shape(2));
   if (height < 1 || width < 1) Check(Status::kEmptyImage);
@@ -90,7 +112,7 @@ py::array_t<uint8_t> MergeBandsPy(const py::array& bands, int height, int width)
   if (band_height != BandSide(height) || band_width != BandSide(width)) {
     Check(Status::kBadBandShape);
   }
-  py::array_t<uint8_t> image({height, width, 3});
+  py::array_t<uint8_t> image = Output<uint8_t>(to, {height, width, 3});
   uint8_t* out = image.mutable_data();
   Status status;
   {
@@ -157,21 +179,11 @@ py::bytes RangeEncodePy(const py::array& symbols, const py::array& table_indexes
   {
     py::gil_scoped_release release;
     status = CheckTableIndexes(model, indexes, count);
-    int32_t lowest = 0, highest = 0;
-    for (size_t i = 0; i < count; ++i) {
-      lowest = std::min(lowest, values[i]);
-      highest = std::max(highest, values[i]);
-    }
-    if (status == Status::kOk && (lowest < kMinSymbol || highest > kMaxSymbol)) {
-      status = Status::kSymbolOutOfRange;
-    }
+    RangeEncoder encoder;
     if (status == Status::kOk) {
-      RangeEncoder encoder;
-      for (size_t i = 0; i < count; ++i) {
-        EncodeValue(model.tables[indexes[i]], values[i], &encoder);
-      }
-      encoder.Finish(&payload);
+      status = EncodeValues(model.tables, indexes, values, count, &encoder);
     }
+    if (status == Status::kOk) encoder.Finish(&payload);
   }
   Check(status);
   return ToBytes(payload);
@@ -189,11 +201,8 @@ py::array_t<int32_t> RangeDecodePy(const py::bytes& payload, const py::array& ta
     py::gil_scoped_release release;
     status = CheckTableIndexes(model, indexes, count);
     RangeDecoder decoder(view.data, view.size, false);
-    for (size_t i = 0; i < count && status == Status::kOk; ++i) {
-      status = DecodeValue(model.tables[indexes[i]], &decoder, &out[i]);
-      if (status == Status::kOk && (out[i] < kMinSymbol || out[i] > kMaxSymbol)) {
-        status = Status::kStreamSymbolOutOfRange;
-      }
+    if (status == Status::kOk) {
+      status = DecodeValues(model.tables, indexes, count, &decoder, out);
     }
     if (status == Status::kOk) status = decoder.Finish();
   }
@@ -367,8 +376,9 @@ PYBIND11_MODULE(_core, m) {
 
   py::register_exception<StreamError>(m, "StreamError", PyExc_ValueError);
 
-  m.def("split_bands", &SplitBandsPy, py::arg("image"));
-  m.def("merge_bands", &MergeBandsPy, py::arg("bands"), py::arg("height"), py::arg("width"));
+  m.def("split_bands", &SplitBandsPy, py::arg("image"), py::arg("out") = py::none());
+  m.def("merge_bands", &MergeBandsPy, py::arg("bands"), py::arg("height"), py::arg("width"),
+        py::arg("out") = py::none());
   m.def("noise", &NoisePy, py::arg("seed"), py::arg("count"));
   m.def("parse_header", &ParseHeaderPy, py::arg("data"));
 

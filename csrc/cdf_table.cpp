@@ -1,5 +1,7 @@
 #include "cdf_table.h"
 
+#include <algorithm>
+
 namespace fasdiff {
 
 Status MakeCdfTable(int32_t offset, int32_t num_regular, const uint16_t* frequencies,
@@ -8,6 +10,7 @@ Status MakeCdfTable(int32_t offset, int32_t num_regular, const uint16_t* frequen
   const size_t count = static_cast<size_t>(num_regular) + 1;
   table->offset = offset;
   table->num_regular = num_regular;
+  table->count = num_regular + 1;
   table->cdf.assign(count + 1 + kCdfPadding, kCdfTotal);
   table->cdf[0] = 0;
   for (size_t i = 0; i < count; ++i) {
@@ -18,9 +21,20 @@ Status MakeCdfTable(int32_t offset, int32_t num_regular, const uint16_t* frequen
   for (int32_t i = 1; i < num_regular; ++i) {
     if (table->Frequency(i) > table->Frequency(table->most_probable)) table->most_probable = i;
   }
+  if (table->cdf[count] != kCdfTotal) return Status::kModelBadTableSum;
   const uint32_t largest = table->Frequency(table->most_probable);
-  table->likely = largest > kCdfTotal / 3 ? table->most_probable : -1;
-  return table->cdf[count] == kCdfTotal ? Status::kOk : Status::kModelBadTableSum;
+  const bool has_likely = largest > kCdfTotal / 3;
+  table->likely = has_likely ? table->most_probable : -1;
+  table->likely_start = has_likely ? table->cdf[static_cast<size_t>(table->most_probable)] : 0;
+  table->likely_frequency = has_likely ? largest : 0;
+  table->shifts = largest > kCdfTotal / 4 * 3 ? kSeldomShifts : kOftenShifts;
+  table->first.resize(256);
+  size_t i = 0;
+  for (size_t slot = 0; slot < 256; ++slot) {
+    while (table->cdf[i + 1] <= 256 * slot) ++i;
+    table->first[slot] = static_cast<uint16_t>(i);
+  }
+  return Status::kOk;
 }
 
 uint32_t EscapeNumber(const CdfTable& table, int32_t value) {
@@ -37,7 +51,7 @@ int EscapePrefix(uint32_t number) {
 
 void EncodeEscaped(const CdfTable& table, int32_t value, RangeEncoder* encoder) {
   encoder->Encode(table.cdf[static_cast<size_t>(table.num_regular)],
-                  table.Frequency(table.num_regular), false);
+                  table.Frequency(table.num_regular), kOftenShifts);
   const uint32_t number = EscapeNumber(table, value);
   const int prefix = EscapePrefix(number);
   for (int i = 0; i < prefix; ++i) encoder->EncodeBit(0);
@@ -63,6 +77,61 @@ Status DecodeEscaped(const CdfTable& table, RangeDecoder* decoder, int32_t* valu
   *value = (number & 1) == 0 ? table.offset + table.num_regular + (number >> 1)
                              : table.offset - 1 - (number >> 1);
   return Status::kOk;
+}
+
+namespace {
+
+bool Has16Bits(int32_t value) { return value >= kMinSymbol && value <= kMaxSymbol; }
+
+}  // namespace
+
+Status EncodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes,
+                    const int32_t* values, size_t count, RangeEncoder* encoder) {
+  RangeEncoder::State state = encoder->Open();
+  Status status = Status::kOk;
+  for (size_t i = 0; i < count; ++i) {
+    const CdfTable& table = tables[indexes[i]];
+    const uint32_t index = static_cast<uint32_t>(values[i]) - static_cast<uint32_t>(table.offset);
+    // Regular values of more than 16 bits are left to the other path.
+    const int32_t regular = std::min(table.num_regular, kMaxSymbol + 1 - table.offset);
+    if (index < static_cast<uint32_t>(regular)) {
+      const uint32_t* at = table.cdf.data() + index;
+      state = encoder->Narrow(state, at[0], at[1] - at[0], table.shifts);
+      continue;
+    }
+    if (!Has16Bits(values[i])) {
+      status = Status::kSymbolOutOfRange;
+      break;
+    }
+    encoder->Close(state);
+    EncodeEscaped(table, values[i], encoder);
+    state = encoder->Open();
+  }
+  encoder->Close(state);
+  return status;
+}
+
+Status DecodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes, size_t count,
+                    RangeDecoder* decoder, int32_t* values) {
+  RangeDecoder::State state = decoder->Open();
+  Status status = Status::kOk;
+  for (size_t i = 0; i < count && status == Status::kOk; ++i) {
+    const CdfTable& table = tables[indexes[i]];
+    int32_t index = 0;
+    status = decoder->Find(table, &state, &index);
+    int32_t value = table.offset + index;
+    if (status == Status::kOk && index == table.num_regular) {
+      decoder->Close(state);
+      status = DecodeEscaped(table, decoder, &value);
+      state = decoder->Open();
+    }
+    if (status == Status::kOk && !Has16Bits(value)) {
+      status = Status::kStreamSymbolOutOfRange;
+    }
+    values[i] = value;
+  }
+  decoder->Close(state);
+  return status;
 }
 
 }  // namespace fasdiff

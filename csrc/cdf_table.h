@@ -17,12 +17,10 @@ constexpr int kMaxEscapePrefix = 18;
 constexpr int32_t kMinSymbol = -32768;
 constexpr int32_t kMaxSymbol = 32767;
 
-struct CdfTable {
+struct CdfTable : Intervals {
   int32_t offset = 0;         // The smallest regular value.
-  int32_t num_regular = 0;    // Regular values offset .. offset + num_regular - 1.
+  int32_t num_regular = 0;    // Regular values offset .. offset + num_regular - 1; count - 1.
   int32_t most_probable = 0;  // Index of the regular value with the largest frequency, the first.
-  int32_t likely = -1;        // The same if it is worth looking at first, else -1.
-  std::vector<uint32_t> cdf;  // [num_regular + 2], and kCdfPadding more of 65536.
 
   bool IsRegular(int32_t value) const { return value >= offset && value < offset + num_regular; }
 
@@ -54,8 +52,7 @@ Status DecodeEscaped(const CdfTable& table, RangeDecoder* decoder, int32_t* valu
 inline void EncodeValue(const CdfTable& table, int32_t value, RangeEncoder* encoder) {
   const int32_t index = value - table.offset;
   if (index >= 0 && index < table.num_regular) {
-    encoder->Encode(table.cdf[static_cast<size_t>(index)], table.Frequency(index),
-                    table.likely >= 0);
+    encoder->Encode(table.cdf[static_cast<size_t>(index)], table.Frequency(index), table.shifts);
   } else {
     EncodeEscaped(table, value, encoder);
   }
@@ -63,13 +60,21 @@ inline void EncodeValue(const CdfTable& table, int32_t value, RangeEncoder* enco
 
 // Reads one value, |value| < 2^19. kStreamEscapeTooLong, kStreamInvalidCode, kStreamTruncated.
 inline Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t* value) {
+  RangeDecoder::State state = decoder->Open();
   int32_t index = 0;
-  const Status status =
-      decoder->Decode(table.cdf.data(), table.num_regular + 1, table.likely, &index);
+  const Status status = decoder->Find(table, &state, &index);
+  decoder->Close(state);
   *value = table.offset + index;
   if (status != Status::kOk || index < table.num_regular) return status;
   return DecodeEscaped(table, decoder, value);
 }
+
+// The same for many values at once, which takes less time; tables by index. Both stop at a value of
+// more than 16 bits: kSymbolOutOfRange, kStreamSymbolOutOfRange.
+Status EncodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes,
+                    const int32_t* values, size_t count, RangeEncoder* encoder);
+Status DecodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes, size_t count,
+                    RangeDecoder* decoder, int32_t* values);
 
 // The regular value with the largest frequency, the smallest such value on a tie.
 inline int32_t MostProbableValue(const CdfTable& table) {

@@ -13,6 +13,8 @@ struct Avx2Unit {
   using Floats = __m256;
 
   static constexpr int kBlocks = 8;
+  static constexpr bool kWholeLines = false;
+  static constexpr bool kStreams = false;
 
   static __m256i LoadHalves(const uint8_t* at) {
     const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
@@ -71,26 +73,32 @@ struct Avx2Unit {
     return _mm256_cvtps_epi32(_mm256_min_ps(_mm256_set1_ps(255.0f), v));
   }
 
-  // Four vectors of int32 -> in each half, the bytes of the first for four blocks, of the second..
-  static __m256i Pack(Floats a, Floats b, Floats c, Floats d) {
-    return _mm256_packus_epi16(_mm256_packs_epi32(Round(a), Round(b)),
-                               _mm256_packs_epi32(Round(c), Round(d)));
+  // Two columns of pixels as int16, two vectors in each.
+  struct Columns {
+    __m256i pairs[3];
+  };
+
+  // pixels is [column][colour].
+  static Columns PackColumns(const Floats pixels[2][3]) {
+    return {{_mm256_packs_epi32(Round(pixels[0][0]), Round(pixels[0][1])),
+             _mm256_packs_epi32(Round(pixels[0][2]), Round(pixels[1][0])),
+             _mm256_packs_epi32(Round(pixels[1][1]), Round(pixels[1][2]))}};
   }
 
-  // pixels is [column][colour]. Writes 96 bytes.
-  static void StorePixels(const Floats pixels[4][3], uint8_t* to) {
+  // Writes 96 bytes.
+  static void StoreColumns(const Columns columns[2], uint8_t* to) {
     // Each holds a third of every block's twelve bytes; the shuffles gather a block's four bytes
     // and place the blocks so that blends finish the interleaving.
     const __m256i a =
-        _mm256_shuffle_epi8(Pack(pixels[0][0], pixels[0][1], pixels[0][2], pixels[1][0]),
+        _mm256_shuffle_epi8(_mm256_packus_epi16(columns[0].pairs[0], columns[0].pairs[1]),
                             _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 3, 7, 11, 15, 2,
                                                                       6, 10, 14, 1, 5, 9, 13)));
     const __m256i b =
-        _mm256_shuffle_epi8(Pack(pixels[1][1], pixels[1][2], pixels[2][0], pixels[2][1]),
+        _mm256_shuffle_epi8(_mm256_packus_epi16(columns[0].pairs[2], columns[1].pairs[0]),
                             _mm256_broadcastsi128_si256(_mm_setr_epi8(1, 5, 9, 13, 0, 4, 8, 12, 3,
                                                                       7, 11, 15, 2, 6, 10, 14)));
     const __m256i c =
-        _mm256_shuffle_epi8(Pack(pixels[2][2], pixels[3][0], pixels[3][1], pixels[3][2]),
+        _mm256_shuffle_epi8(_mm256_packus_epi16(columns[1].pairs[1], columns[1].pairs[2]),
                             _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 6, 10, 14, 1, 5, 9, 13, 0,
                                                                       4, 8, 12, 3, 7, 11, 15)));
     // a: 0 3 2 1, b: 1 0 3 2, c: 2 1 0 3 -> a0 b0 c0 a1 | b1 c1 a2 b2 | c2 a3 b3 c3.

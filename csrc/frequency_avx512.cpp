@@ -1,4 +1,4 @@
-// The frequency split for AVX-512 (F, BW): sixteen blocks at a time, four in each 128-bit lane.
+// The frequency split for AVX-512 (F, BW, VBMI): sixteen blocks at a time.
 #include <immintrin.h>
 
 #include "frequency_loops.h"
@@ -14,30 +14,57 @@ struct Avx512Unit {
 
   static constexpr int kBlocks = 16;
 
-  static __m512i LoadLanes(const uint8_t* at) {
-    const auto lane = [&](int i) {
-      return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 48 * i));
-    };
-    __m512i v = _mm512_castsi128_si512(lane(0));
-    v = _mm512_inserti32x4(v, lane(1), 1);
-    v = _mm512_inserti32x4(v, lane(2), 2);
-    return _mm512_inserti32x4(v, lane(3), 3);
+  static constexpr bool kWholeLines = true;
+  static constexpr bool kStreams = true;
+
+  // For each byte of three vectors where it comes from in three others: the first two are
+  // addressed as one of 128 bytes, and the mask tells which come from the third.
+  struct Order {
+    alignas(64) uint8_t from[3][64];
+    uint64_t third[3];
+  };
+
+  template <int kVector>
+  static __m512i Gather(const Order& order, __m512i a, __m512i b, __m512i c) {
+    const __m512i from = _mm512_load_si512(order.from[kVector]);
+    const __m512i ab = _mm512_permutex2var_epi8(a, from, b);
+    return _mm512_mask_permutexvar_epi8(ab, order.third[kVector], from, c);
   }
 
-  static __m512i InEachLane(__m128i v) { return _mm512_broadcast_i32x4(v); }
+  // Red, green and blue of 64 pixels, out of 192 bytes.
+  static constexpr Order ColoursOfPixels() {
+    Order order = {};
+    for (int colour = 0; colour < 3; ++colour) {
+      for (int x = 0; x < 64; ++x) {
+        const int from = 3 * x + colour;
+        order.from[colour][x] = static_cast<uint8_t>(from % 128);
+        if (from >= 128) order.third[colour] |= uint64_t{1} << x;
+      }
+    }
+    return order;
+  }
+
+  // 192 bytes of pixels out of what StoreColumns packs: byte k of the twelve of a block lies in
+  // vector k / 4, with those of the other blocks of its 128-bit lane.
+  static constexpr Order PixelsOfPacked() {
+    Order order = {};
+    for (int to = 0; to < 192; ++to) {
+      const int block = to / 12, k = to % 12;
+      const int from = 64 * (k / 4) + 16 * (block / 4) + 4 * (k % 4) + block % 4;
+      order.from[to / 64][to % 64] = static_cast<uint8_t>(from % 128);
+      if (from >= 128) order.third[to / 64] |= uint64_t{1} << to % 64;
+    }
+    return order;
+  }
 
   static void LoadPixels(const uint8_t* at, Bytes* red, Bytes* green, Bytes* blue) {
-    // One block of each lane: RGBRGBRGBRGB.... -> RRRRGGGGBBBB.
-    const __m512i order =
-        InEachLane(_mm_setr_epi8(0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11, -1, -1, -1, -1));
-    const __m512i a = _mm512_shuffle_epi8(LoadLanes(at), order);
-    const __m512i b = _mm512_shuffle_epi8(LoadLanes(at + 12), order);
-    const __m512i c = _mm512_shuffle_epi8(LoadLanes(at + 24), order);
-    const __m512i d = _mm512_shuffle_epi8(LoadLanes(at + 36), order);
-    const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
-    *red = _mm512_unpacklo_epi64(ab, cd);
-    *green = _mm512_unpackhi_epi64(ab, cd);
-    *blue = _mm512_unpacklo_epi64(_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+    static constexpr Order kOrder = ColoursOfPixels();
+    const __m512i a = _mm512_loadu_si512(at);
+    const __m512i b = _mm512_loadu_si512(at + 64);
+    const __m512i c = _mm512_loadu_si512(at + 128);
+    *red = Gather<0>(kOrder, a, b, c);
+    *green = Gather<1>(kOrder, a, b, c);
+    *blue = Gather<2>(kOrder, a, b, c);
   }
 
   static Pairs SumPairs(Bytes v) { return _mm512_maddubs_epi16(v, _mm512_set1_epi8(1)); }
@@ -67,52 +94,41 @@ struct Avx512Unit {
   static Floats Sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
   static Floats Load(const float* at) { return _mm512_loadu_ps(at); }
   static void Store(Floats v, float* at) { _mm512_storeu_ps(at, v); }
+  static void Stream(Floats v, float* at) { _mm512_stream_ps(at, v); }
+  static void Fence() { _mm_sfence(); }
 
   // Rounded half to even. What does not fit, NaN included, becomes the smallest int32.
   static __m512i Round(Floats v) {
     return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(255.0f), v));
   }
 
-  // Four vectors of int32 -> in each lane, the bytes of the first for four blocks, of the second..
-  static __m512i Pack(Floats a, Floats b, Floats c, Floats d) {
-    return _mm512_packus_epi16(_mm512_packs_epi32(Round(a), Round(b)),
-                               _mm512_packs_epi32(Round(c), Round(d)));
+  // Two columns of pixels as int16, two vectors in each.
+  struct Columns {
+    __m512i pairs[3];
+  };
+
+  // pixels is [column][colour].
+  static Columns PackColumns(const Floats pixels[2][3]) {
+    return {{_mm512_packs_epi32(Round(pixels[0][0]), Round(pixels[0][1])),
+             _mm512_packs_epi32(Round(pixels[0][2]), Round(pixels[1][0])),
+             _mm512_packs_epi32(Round(pixels[1][1]), Round(pixels[1][2]))}};
   }
 
-  static __m512i Blend(__m512i base, __m512i at1, __m512i at2) {
-    return _mm512_mask_mov_epi32(_mm512_mask_mov_epi32(base, 0x2222, at1), 0x4444, at2);
-  }
-
-  // pixels is [column][colour]. Writes 192 bytes.
-  static void StorePixels(const Floats pixels[4][3], uint8_t* to) {
-    // Each holds a third of every block's twelve bytes; the shuffles gather a block's four bytes
-    // and place the blocks so that blends finish the interleaving.
-    const __m512i a = _mm512_shuffle_epi8(
-        Pack(pixels[0][0], pixels[0][1], pixels[0][2], pixels[1][0]),
-        InEachLane(_mm_setr_epi8(0, 4, 8, 12, 3, 7, 11, 15, 2, 6, 10, 14, 1, 5, 9, 13)));
-    const __m512i b = _mm512_shuffle_epi8(
-        Pack(pixels[1][1], pixels[1][2], pixels[2][0], pixels[2][1]),
-        InEachLane(_mm_setr_epi8(1, 5, 9, 13, 0, 4, 8, 12, 3, 7, 11, 15, 2, 6, 10, 14)));
-    const __m512i c = _mm512_shuffle_epi8(
-        Pack(pixels[2][2], pixels[3][0], pixels[3][1], pixels[3][2]),
-        InEachLane(_mm_setr_epi8(2, 6, 10, 14, 1, 5, 9, 13, 0, 4, 8, 12, 3, 7, 11, 15)));
-    // a: 0 3 2 1, b: 1 0 3 2, c: 2 1 0 3 -> a0 b0 c0 a1 | b1 c1 a2 b2 | c2 a3 b3 c3.
-    const __m512i out[3] = {Blend(a, b, c), Blend(b, c, a), Blend(c, a, b)};
-    for (int i = 0; i < 3; ++i) {
-      const auto store = [&](int lane, __m128i v) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + 48 * lane + 16 * i), v);
-      };
-      store(0, _mm512_castsi512_si128(out[i]));
-      store(1, _mm512_extracti32x4_epi32(out[i], 1));
-      store(2, _mm512_extracti32x4_epi32(out[i], 2));
-      store(3, _mm512_extracti32x4_epi32(out[i], 3));
-    }
+  // Writes 192 bytes.
+  static void StoreColumns(const Columns columns[2], uint8_t* to) {
+    static constexpr Order kOrder = PixelsOfPacked();
+    const __m512i a = _mm512_packus_epi16(columns[0].pairs[0], columns[0].pairs[1]);
+    const __m512i b = _mm512_packus_epi16(columns[0].pairs[2], columns[1].pairs[0]);
+    const __m512i c = _mm512_packus_epi16(columns[1].pairs[1], columns[1].pairs[2]);
+    _mm512_storeu_si512(to, Gather<0>(kOrder, a, b, c));
+    _mm512_storeu_si512(to + 64, Gather<1>(kOrder, a, b, c));
+    _mm512_storeu_si512(to + 128, Gather<2>(kOrder, a, b, c));
   }
 };
 
 }  // namespace
 
-const FrequencyKernel kFrequencyAvx512 = {"avx512", FrequencyLoops<Avx512Unit>::Split,
+const FrequencyKernel kFrequencyAvx512 = {"avx512vbmi", FrequencyLoops<Avx512Unit>::Split,
                                           FrequencyLoops<Avx512Unit>::Merge};
 
 }  // namespace fasdiff

@@ -24,7 +24,11 @@ namespace fasdiff {
 namespace {
 
 constexpr int kBandCount = 48;
-constexpr int kLevel1 = 12;  // The first channel of level 1.
+constexpr int kLevel1 = 12;        // The first channel of level 1.
+constexpr size_t kLineBytes = 64;  // Of a cache.
+// Bands of so many blocks, 6 MiB, are written past the caches where the unit can: fetching what
+// will be written over takes as long as writing it.
+constexpr ptrdiff_t kStreamedPlane = 1 << 15;
 
 // A pixel is p = (v - 127.5) / 127.5; the colours' norms are the square roots of 3, 2 and 6.
 constexpr double kUnit[3] = {1 / (127.5 * 1.7320508075688772), 1 / (127.5 * 1.4142135623730951),
@@ -63,15 +67,17 @@ struct FrequencyLoops {
   using Floats = typename Unit::Floats;
 
   static constexpr int kBlocks = Unit::kBlocks;
-  static_assert(kBlocks <= 16, "planes have a multiple of 16 blocks, and no less");
+  static_assert(16 % kBlocks == 0, "planes have a multiple of 16 blocks");
   static constexpr int kGroupBytes = 12 * kBlocks;
   static constexpr int kReadBytes = kGroupBytes + 4;  // What LoadPixels touches.
 
   // Between pixels and bands lies a tile: so many blocks in the order of a band's plane, crossing
   // from row to row. The 48 planes are then read and written in runs of a tile. Touched block by
   // block, planes whose size is a power of two would all compete for the same few places in the
-  // first-level cache.
+  // first-level cache. Merge does without where a group fills whole lines (Unit::kWholeLines): it
+  // reads each of them once.
   static constexpr int kSplitTile = 256;
+  static constexpr int kStreamedTile = 64;  // Short turns of reading and of writing memory.
   static constexpr int kMergeTile = 64;
   static constexpr int kNumPairs = 24;  // Kinds of pairs, of which each gives two bands.
   static constexpr int kPairStride = 2 * (kSplitTile + kBlocks);
@@ -117,15 +123,30 @@ struct FrequencyLoops {
   // `to` is aligned: a store across two cache lines takes several times as long.
   template <typename StoreGroup>
   static void ForAligned(const float* to, int count, const StoreGroup& store) {
-    constexpr size_t kLine = 16;  // Floats of a cache line.
-    const size_t past = reinterpret_cast<uintptr_t>(to) / sizeof(float) % kLine;
+    const size_t past = reinterpret_cast<uintptr_t>(to) % kLineBytes / sizeof(float);
+    if (past == 0) {
+      for (int j = 0; j < count; j += kBlocks) store(j);
+      return;
+    }
     store(0);
-    for (int j = static_cast<int>(kLine - past) % kBlocks; j + kBlocks <= count; j += kBlocks) {
+    for (int j = static_cast<int>(kLineBytes / sizeof(float) - past) % kBlocks;
+         j + kBlocks <= count; j += kBlocks) {
       store(j);
     }
     store(count - kBlocks);
   }
 
+  template <bool kStream>
+  static void Put(Floats v, float* at) {
+    if constexpr (kStream && Unit::kStreams) {
+      Unit::Stream(v, at);
+    } else {
+      Unit::Store(v, at);
+    }
+  }
+
+  // A multiple of kBlocks of the tile's blocks -> their bands. Streamed, `bands` is a cache line's.
+  template <bool kStream>
   static void StoreTile(const int16_t* tile, int count, ptrdiff_t plane, float* bands) {
     for (int dy = 0; dy < 2; ++dy) {
       for (int c = 0; c < 3; ++c) {
@@ -133,8 +154,8 @@ struct FrequencyLoops {
           float* to = bands + Level1Channel(band, c, dy, 0) * plane;
           ForAligned(to, count, [&](int j) {
             const Pairs v = Unit::LoadPairs(tile + 2 * j);
-            Unit::Store(Unit::Times(Unit::First(v), kSplit1[c]), to + j);
-            Unit::Store(Unit::Times(Unit::Second(v), kSplit1[c]), to + plane + j);
+            Put<kStream>(Unit::Times(Unit::First(v), kSplit1[c]), to + j);
+            Put<kStream>(Unit::Times(Unit::Second(v), kSplit1[c]), to + plane + j);
           });
         }
       }
@@ -145,56 +166,76 @@ struct FrequencyLoops {
         float* to = bands + (6 * lh + c) * plane;
         ForAligned(to, count, [&](int j) {
           const Pairs v = Unit::LoadPairs(tile + 2 * j);
-          Unit::Store(Unit::Times(Unit::Offset(Unit::Sum(v), -centre), kSplit2[c]), to + j);
-          Unit::Store(Unit::Times(Unit::Diff(v), kSplit2[c]), to + 3 * plane + j);
+          Put<kStream>(Unit::Times(Unit::Offset(Unit::Sum(v), -centre), kSplit2[c]), to + j);
+          Put<kStream>(Unit::Times(Unit::Diff(v), kSplit2[c]), to + 3 * plane + j);
         });
       }
     }
   }
 
-  // Copies the pixels of a group out of their row, and reflects those that the row does not have.
-  static void Pad(const uint8_t* row, int width, int column, uint8_t* to) {
+  // Copies pixels of a row from `column` on, and reflects those that the row does not have.
+  static void Pad(const uint8_t* row, int width, int column, int count, uint8_t* to) {
     const int left = width - column;
-    const int inside = left < 0 ? 0 : (left < 4 * kBlocks ? left : 4 * kBlocks);
+    const int inside = left < 0 ? 0 : (left < count ? left : count);
     if (inside > 0) {
       std::memcpy(to, row + static_cast<ptrdiff_t>(column) * 3, static_cast<size_t>(inside) * 3);
     }
-    for (int x = inside; x < 4 * kBlocks; ++x) {
+    for (int x = inside; x < count; ++x) {
       std::memcpy(to + 3 * x, row + static_cast<ptrdiff_t>(Reflect(column + x, width)) * 3, 3);
     }
-    std::memset(to + kGroupBytes, 0, kReadBytes - kGroupBytes);
   }
 
   static void Split(const uint8_t* image, int height, int width, int rows, int blocks,
                     float* bands) {
-    alignas(64) int16_t tile[kNumPairs * kPairStride];
+    alignas(kLineBytes) int16_t tile[kNumPairs * kPairStride];
+    uint8_t padded[4][kReadBytes] = {};
     const ptrdiff_t row_bytes = static_cast<ptrdiff_t>(width) * 3;
     const uint8_t* end = image + height * row_bytes;
     const ptrdiff_t plane = static_cast<ptrdiff_t>(rows) * blocks;
-    int i = 0, j = 0, count = 0;  // Row and column of the next block; blocks in the tile.
+    const bool stream = Unit::kStreams && plane >= kStreamedPlane &&
+                        reinterpret_cast<uintptr_t>(bands) % kLineBytes == 0;
+    const int longest = stream ? kStreamedTile : kSplitTile;
+    int i = 0, j = 0;  // Row and column of the next block.
+    const uint8_t* row[4];
+    const auto find_rows = [&] {
+      for (int y = 0; y < 4; ++y) row[y] = image + Reflect(4 * i + y, height) * row_bytes;
+    };
+    find_rows();
+    int count;
     for (ptrdiff_t done = 0; done < plane; done += count) {
-      for (count = 0; count < kSplitTile && i < rows;) {
-        uint8_t padded[4][kReadBytes];
+      count = plane - done < longest ? static_cast<int>(plane - done) : longest;
+      for (int first = 0; first < count; first += kBlocks) {
+        const ptrdiff_t offset = static_cast<ptrdiff_t>(j) * 12;
         const uint8_t* from[4];
+        bool whole = 4 * (j + kBlocks) <= width;
         for (int y = 0; y < 4; ++y) {
-          const uint8_t* row = image + Reflect(4 * i + y, height) * row_bytes;
-          const ptrdiff_t offset = static_cast<ptrdiff_t>(j) * 12;
-          if (4 * (j + kBlocks) <= width && end - row >= offset + kReadBytes) {
-            from[y] = row + offset;
-          } else {
-            Pad(row, width, 4 * j, padded[y]);
-            from[y] = padded[y];
-          }
+          from[y] = row[y] + offset;
+          whole = whole && end - row[y] >= offset + kReadBytes;
         }
-        SplitGroup(from, tile + 2 * count);
-        // What is beyond the row or the tile is written over, or not stored.
-        int taken = blocks - j < kBlocks ? blocks - j : kBlocks;
-        if (taken > kSplitTile - count) taken = kSplitTile - count;
-        count += taken;
-        j += taken;
-        if (j == blocks) j = 0, ++i;
+        if (whole) {
+          j += kBlocks;
+        } else {
+          // The group ends after its row, or reaches into the next rows of blocks.
+          for (int at = 0; at < kBlocks;) {
+            const int taken = blocks - j < kBlocks - at ? blocks - j : kBlocks - at;
+            for (int y = 0; y < 4; ++y) Pad(row[y], width, 4 * j, 4 * taken, padded[y] + 12 * at);
+            at += taken;
+            j += taken;
+            if (j == blocks && at < kBlocks) j = 0, ++i, find_rows();
+          }
+          for (int y = 0; y < 4; ++y) from[y] = padded[y];
+        }
+        SplitGroup(from, tile + 2 * first);
+        if (j == blocks) j = 0, ++i, find_rows();
       }
-      StoreTile(tile, count, plane, bands + done);
+      if (stream) {
+        StoreTile<true>(tile, count, plane, bands + done);
+      } else {
+        StoreTile<false>(tile, count, plane, bands + done);
+      }
+    }
+    if constexpr (Unit::kStreams) {
+      if (stream) Unit::Fence();
     }
   }
 
@@ -208,76 +249,154 @@ struct FrequencyLoops {
     out[1][1] = Unit::Sub(low, low_diff);
   }
 
-  static void LoadTile(const float* bands, int count, ptrdiff_t plane, float* tile) {
-    for (int channel = 0; channel < kBandCount; ++channel) {
-      const bool first_level = channel >= kLevel1;
-      const int c = first_level ? channel % 12 / 4 : channel % 3;
-      const float factor = first_level ? kMerge1[c] : kMerge2[c];
-      const float* from = bands + channel * plane;
-      float* to = tile + channel * kFloatStride;
-      for (int j = 0; j < count; j += kBlocks) {
-        Unit::Store(Unit::Scale(Unit::Load(from + j), factor), to + j);
+  template <int kChannel>
+  static Floats LoadBand(const float* from, ptrdiff_t plane) {
+    constexpr float kFactor =
+        kChannel >= kLevel1 ? kMerge1[kChannel % 12 / 4] : kMerge2[kChannel % 3];
+    return Unit::Scale(Unit::Load(from + kChannel * plane), kFactor);
+  }
+
+  template <int kColour>
+  static void MergeLevel2(const float* from, ptrdiff_t plane, Floats ll[2][2]) {
+    Floats ll2 = LoadBand<kColour>(from, plane);
+    // Every pixel of a block takes its mid-grey from here.
+    if (kColour == 0) ll2 = Unit::Add(ll2, Unit::Splat(kMidGrey));
+    InverseHaar(ll2, LoadBand<3 + kColour>(from, plane), LoadBand<6 + kColour>(from, plane),
+                LoadBand<9 + kColour>(from, plane), ll);
+  }
+
+  template <int kColour, int kDy, int kDx>
+  static void MergeLevel1(const float* from, ptrdiff_t plane, Floats ll, Floats out[2][2]) {
+    InverseHaar(ll, LoadBand<Level1Channel(0, kColour, kDy, kDx)>(from, plane),
+                LoadBand<Level1Channel(1, kColour, kDy, kDx)>(from, plane),
+                LoadBand<Level1Channel(2, kColour, kDy, kDx)>(from, plane), out);
+  }
+
+  static void ToPixel(Floats grey, Floats red_blue, Floats green, Floats rgb[3]) {
+    const Floats sum = Unit::Add(grey, green);
+    rgb[0] = Unit::Add(sum, red_blue);
+    rgb[1] = Unit::Sub(grey, Unit::Add(green, green));
+    rgb[2] = Unit::Sub(sum, red_blue);
+  }
+
+  // A group of blocks from its planes to pixels, without a tile: two rows and two columns of each
+  // block at a time, packed at once, since there are no registers for the floats of more.
+  template <int kDy, int kDx>
+  static void MergeQuarter(const float* from, ptrdiff_t plane, const Floats ll[3][2][2],
+                           typename Unit::Columns* const columns[2]) {
+    Floats colours[3][2][2];
+    MergeLevel1<0, kDy, kDx>(from, plane, ll[0][kDy][kDx], colours[0]);
+    MergeLevel1<1, kDy, kDx>(from, plane, ll[1][kDy][kDx], colours[1]);
+    MergeLevel1<2, kDy, kDx>(from, plane, ll[2][kDy][kDx], colours[2]);
+    for (int y = 0; y < 2; ++y) {
+      Floats pixels[2][3];  // [column][colour].
+      for (int x = 0; x < 2; ++x) {
+        ToPixel(colours[0][y][x], colours[1][y][x], colours[2][y][x], pixels[x]);
       }
+      columns[y][kDx] = Unit::PackColumns(pixels);
     }
   }
 
-  static void MergeGroup(const float* tile, uint8_t* const rows[4]) {
-    const auto load = [&](int channel) { return Unit::Load(tile + channel * kFloatStride); };
+  template <int kDy>
+  static void MergeHalf(const float* from, ptrdiff_t plane, const Floats ll[3][2][2],
+                        uint8_t* const rows[4]) {
+    typename Unit::Columns upper[2], lower[2];
+    typename Unit::Columns* const columns[2] = {upper, lower};
+    MergeQuarter<kDy, 0>(from, plane, ll, columns);
+    MergeQuarter<kDy, 1>(from, plane, ll, columns);
+    Unit::StoreColumns(upper, rows[2 * kDy]);
+    Unit::StoreColumns(lower, rows[2 * kDy + 1]);
+  }
+
+  static void MergePlanes(const float* from, ptrdiff_t plane, uint8_t* const rows[4]) {
     Floats ll[3][2][2];
-    for (int c = 0; c < 3; ++c) {
-      // Every pixel of a block takes its mid-grey from here.
-      const Floats ll2 = c == 0 ? Unit::Add(load(0), Unit::Splat(kMidGrey)) : load(c);
-      InverseHaar(ll2, load(3 + c), load(6 + c), load(9 + c), ll[c]);
+    MergeLevel2<0>(from, plane, ll[0]);
+    MergeLevel2<1>(from, plane, ll[1]);
+    MergeLevel2<2>(from, plane, ll[2]);
+    MergeHalf<0>(from, plane, ll, rows);
+    MergeHalf<1>(from, plane, ll, rows);
+  }
+
+  // The same with a tile between, of one colour after the other: its rows are 16 * colour +
+  // 4 * y + x of a pixel of the block.
+  template <int kColour, int kDy, int kDx>
+  static void FillQuarter(const float* from, ptrdiff_t plane, Floats ll, float* tile) {
+    Floats pixels[2][2];
+    MergeLevel1<kColour, kDy, kDx>(from, plane, ll, pixels);
+    float* to = tile + (16 * kColour + 8 * kDy + 2 * kDx) * kFloatStride;
+    Unit::Store(pixels[0][0], to);
+    Unit::Store(pixels[0][1], to + kFloatStride);
+    Unit::Store(pixels[1][0], to + 4 * kFloatStride);
+    Unit::Store(pixels[1][1], to + 5 * kFloatStride);
+  }
+
+  template <int kColour>
+  static void FillTile(const float* bands, int count, ptrdiff_t plane, float* tile) {
+    for (int j = 0; j < count; j += kBlocks) {
+      Floats ll[2][2];
+      MergeLevel2<kColour>(bands + j, plane, ll);
+      FillQuarter<kColour, 0, 0>(bands + j, plane, ll[0][0], tile + j);
+      FillQuarter<kColour, 0, 1>(bands + j, plane, ll[0][1], tile + j);
+      FillQuarter<kColour, 1, 0>(bands + j, plane, ll[1][0], tile + j);
+      FillQuarter<kColour, 1, 1>(bands + j, plane, ll[1][1], tile + j);
     }
-    for (int dy = 0; dy < 2; ++dy) {
-      Floats pixels[2][4][3];  // [row][column][colour].
-      for (int dx = 0; dx < 2; ++dx) {
-        Floats colours[3][2][2];
-        for (int c = 0; c < 3; ++c) {
-          InverseHaar(ll[c][dy][dx], load(Level1Channel(0, c, dy, dx)),
-                      load(Level1Channel(1, c, dy, dx)), load(Level1Channel(2, c, dy, dx)),
-                      colours[c]);
+  }
+
+  static void MergeTile(const float* tile, uint8_t* const rows[4]) {
+    for (int y = 0; y < 4; ++y) {
+      typename Unit::Columns columns[2];
+      for (int pair = 0; pair < 2; ++pair) {
+        Floats pixels[2][3];
+        for (int x = 0; x < 2; ++x) {
+          const float* at = tile + (4 * y + 2 * pair + x) * kFloatStride;
+          ToPixel(Unit::Load(at), Unit::Load(at + 16 * kFloatStride),
+                  Unit::Load(at + 32 * kFloatStride), pixels[x]);
         }
-        for (int y = 0; y < 2; ++y) {
-          for (int x = 0; x < 2; ++x) {
-            const Floats grey = colours[0][y][x], red_blue = colours[1][y][x];
-            const Floats green = colours[2][y][x], sum = Unit::Add(grey, green);
-            Floats* rgb = pixels[y][2 * dx + x];
-            rgb[0] = Unit::Add(sum, red_blue);
-            rgb[1] = Unit::Sub(grey, Unit::Add(green, green));
-            rgb[2] = Unit::Sub(sum, red_blue);
-          }
-        }
+        columns[pair] = Unit::PackColumns(pixels);
       }
-      for (int y = 0; y < 2; ++y) Unit::StorePixels(pixels[y], rows[2 * dy + y]);
+      Unit::StoreColumns(columns, rows[y]);
     }
   }
 
   static void Merge(const float* bands, int rows, int blocks, int height, int width,
                     uint8_t* image) {
-    alignas(64) float tile[kBandCount * kFloatStride] = {};
+    alignas(kLineBytes) float tile[Unit::kWholeLines ? 1 : kBandCount * kFloatStride];
     const ptrdiff_t row_bytes = static_cast<ptrdiff_t>(width) * 3;
     const ptrdiff_t plane = static_cast<ptrdiff_t>(rows) * blocks;
-    int i = 0, j = 0, count = 0;
-    for (ptrdiff_t done = 0; done < plane; done += count) {
-      count = plane - done < kMergeTile ? static_cast<int>(plane - done) : kMergeTile;
-      LoadTile(bands + done, count, plane, tile);
-      for (int at = 0; at < count;) {
-        int taken = blocks - j < kBlocks ? blocks - j : kBlocks;
-        if (taken > count - at) taken = count - at;
-        const int inside = width - 4 * j < 4 * taken ? width - 4 * j : 4 * taken;
-        uint8_t cropped[4][kGroupBytes];
-        uint8_t* to[4];
-        for (int y = 0; y < 4; ++y) {
-          const bool whole = inside == 4 * kBlocks && 4 * i + y < height;
-          to[y] =
-              whole ? image + (4 * i + y) * row_bytes + static_cast<ptrdiff_t>(j) * 12 : cropped[y];
+    int i = 0, j = 0;  // Row and column of the next block.
+    for (ptrdiff_t done = 0; done < plane; done += kBlocks) {
+      uint8_t apart[4][kGroupBytes];
+      uint8_t* to[4];
+      const bool whole =
+          j + kBlocks <= blocks && 4 * (j + kBlocks) <= width && 4 * (i + 1) <= height;
+      for (int y = 0; y < 4; ++y) {
+        to[y] = whole ? image + (4 * i + y) * row_bytes + static_cast<ptrdiff_t>(j) * 12 : apart[y];
+      }
+      if constexpr (Unit::kWholeLines) {
+        MergePlanes(bands + done, plane, to);
+      } else {
+        const int at = static_cast<int>(done % kMergeTile);
+        if (at == 0) {
+          const ptrdiff_t left = plane - done;
+          const int count = left < kMergeTile ? static_cast<int>(left) : kMergeTile;
+          FillTile<0>(bands + done, count, plane, tile);
+          FillTile<1>(bands + done, count, plane, tile);
+          FillTile<2>(bands + done, count, plane, tile);
         }
-        if (inside > 0) MergeGroup(tile + at, to);
-        for (int y = 0; y < 4; ++y) {
-          if (inside <= 0 || to[y] != cropped[y] || 4 * i + y >= height) continue;
-          std::memcpy(image + (4 * i + y) * row_bytes + static_cast<ptrdiff_t>(j) * 12, to[y],
-                      static_cast<size_t>(inside) * 3);
+        MergeTile(tile + at, to);
+      }
+      if (whole) {
+        j += kBlocks;
+        if (j == blocks) j = 0, ++i;
+        continue;
+      }
+      // The group reaches beyond the image, or into the next rows of blocks.
+      for (int at = 0; at < kBlocks;) {
+        const int taken = blocks - j < kBlocks - at ? blocks - j : kBlocks - at;
+        const int inside = width - 4 * j < 4 * taken ? width - 4 * j : 4 * taken;
+        for (int y = 0; y < 4 && 4 * i + y < height && inside > 0; ++y) {
+          std::memcpy(image + (4 * i + y) * row_bytes + static_cast<ptrdiff_t>(j) * 12,
+                      apart[y] + 12 * at, static_cast<size_t>(inside) * 3);
         }
         at += taken;
         j += taken;

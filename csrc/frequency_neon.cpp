@@ -13,6 +13,8 @@ struct NeonUnit {
   using Floats = float32x4_t;
 
   static constexpr int kBlocks = 4;
+  static constexpr bool kWholeLines = false;
+  static constexpr bool kStreams = false;
 
   static void LoadPixels(const uint8_t* at, Bytes* red, Bytes* green, Bytes* blue) {
     const uint8x16x3_t v = vld3q_u8(at);
@@ -51,11 +53,21 @@ struct NeonUnit {
   // Rounded half to even, to int16 without wrapping. The conversion saturates; NaN becomes 0.
   static int16x4_t Round(Floats v) { return vqmovn_s32(vcvtnq_s32_f32(v)); }
 
+  struct Columns {
+    int16x4x2_t pairs[3];  // By colour: both columns of two blocks, then of the other two.
+  };
+
+  // pixels is [column][colour].
+  static Columns PackColumns(const Floats pixels[2][3]) {
+    Columns columns;
+    for (int c = 0; c < 3; ++c) {
+      columns.pairs[c] = vzip_s16(Round(pixels[0][c]), Round(pixels[1][c]));
+    }
+    return columns;
+  }
+
   // One colour of the four pixels of each block, as bytes in the order of the pixels.
-  static Bytes Pack(const Floats pixels[4][3], int colour) {
-    const int16x4_t a = Round(pixels[0][colour]), b = Round(pixels[1][colour]);
-    const int16x4_t c = Round(pixels[2][colour]), d = Round(pixels[3][colour]);
-    const int16x4x2_t ab = vzip_s16(a, b), cd = vzip_s16(c, d);
+  static Bytes Interleave(int16x4x2_t ab, int16x4x2_t cd) {
     const int32x2x2_t first =
         vzip_s32(vreinterpret_s32_s16(ab.val[0]), vreinterpret_s32_s16(cd.val[0]));
     const int32x2x2_t second =
@@ -65,9 +77,11 @@ struct NeonUnit {
     return vcombine_u8(vqmovun_s16(low), vqmovun_s16(high));
   }
 
-  // pixels is [column][colour]. Writes 48 bytes.
-  static void StorePixels(const Floats pixels[4][3], uint8_t* to) {
-    vst3q_u8(to, uint8x16x3_t{{Pack(pixels, 0), Pack(pixels, 1), Pack(pixels, 2)}});
+  // Writes 48 bytes.
+  static void StoreColumns(const Columns columns[2], uint8_t* to) {
+    vst3q_u8(to, uint8x16x3_t{{Interleave(columns[0].pairs[0], columns[1].pairs[0]),
+                               Interleave(columns[0].pairs[1], columns[1].pairs[1]),
+                               Interleave(columns[0].pairs[2], columns[1].pairs[2])}});
   }
 };
 

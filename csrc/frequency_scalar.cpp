@@ -6,6 +6,8 @@ namespace {
 
 struct ScalarUnit {
   static constexpr int kBlocks = 8;
+  static constexpr bool kWholeLines = false;
+  static constexpr bool kStreams = false;
 
   template <typename T>
   struct Lanes {
@@ -122,11 +124,23 @@ struct ScalarUnit {
     return static_cast<uint8_t>(static_cast<int>((v + kTwo23) - kTwo23));
   }
 
-  static void StorePixels(const Floats pixels[4][3], uint8_t* to) {
+  struct Columns {
+    uint8_t at[kBlocks][6];
+  };
+
+  // pixels is [column][colour].
+  static Columns PackColumns(const Floats pixels[2][3]) {
+    Columns out;
     for (int j = 0; j < kBlocks; ++j) {
-      for (int x = 0; x < 4; ++x) {
-        for (int c = 0; c < 3; ++c) *to++ = Round(pixels[x][c].at[j]);
-      }
+      for (int i = 0; i < 6; ++i) out.at[j][i] = Round(pixels[i / 3][i % 3].at[j]);
+    }
+    return out;
+  }
+
+  // Writes 96 bytes.
+  static void StoreColumns(const Columns columns[2], uint8_t* to) {
+    for (int j = 0; j < kBlocks; ++j) {
+      for (int pair = 0; pair < 2; ++pair, to += 6) std::memcpy(to, columns[pair].at[j], 6);
     }
   }
 };

@@ -17,7 +17,8 @@ const FrequencyKernel* KernelOf(CpuPath path) {
     case CpuPath::kAvx2:
       return &kFrequencyAvx2;
     case CpuPath::kAvx512Vnni:
-      return &kFrequencyAvx512;
+      // The first processors with VNNI have no VBMI.
+      return __builtin_cpu_supports("avx512vbmi") ? &kFrequencyAvx512 : &kFrequencyAvx2;
 #elif FASDIFF_SIMD_ARM
     case CpuPath::kNeon:
     case CpuPath::kNeonDotprod:

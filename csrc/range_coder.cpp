@@ -4,20 +4,23 @@
 
 namespace fasdiff {
 
-void RangeEncoder::Carry() {
+void RangeEncoder::Carry(uint8_t* to) {
   // The message stays below one, so the carry always finds a byte below 0xFF.
-  size_t i = size_;
-  while (i > 0 && ++bytes_[--i] == 0) {
+  while (to > bytes_.data() && ++*--to == 0) {
   }
 }
 
-void RangeEncoder::Grow() { bytes_.resize(2 * bytes_.size() + 1024); }
+RangeEncoder::State RangeEncoder::Grow(State state) {
+  Close(state);
+  bytes_.resize(2 * bytes_.size() + 1024);
+  return Open();
+}
 
 void RangeEncoder::Finish(std::vector<uint8_t>* payload) {
   const size_t shifted_out = size_;
   const size_t min_size = shifted_out > kMaxDropped ? shifted_out - kMaxDropped : 0;
   if (low_ + range_ > kWindow) {
-    Carry();
+    Carry(bytes_.data() + size_);
     bytes_.resize(size_);
   } else {
     bytes_.resize(size_);
@@ -30,25 +33,25 @@ void RangeEncoder::Finish(std::vector<uint8_t>* payload) {
 
 RangeDecoder::RangeDecoder(const uint8_t* data, size_t size, bool only_certain)
     : data_(data), size_(size), only_certain_(only_certain) {
-  for (int i = 0; i < kWindowBytes; ++i) code_ = (code_ << 8) | NextByte();
+  for (int i = 0; i < kWindowBytes; ++i) TakeByte(&state_);
 }
 
-bool RangeDecoder::IsCertain() const {
-  if (read_ <= size_) return true;
-  const size_t missing = read_ - size_ < kWindowBytes ? read_ - size_ : kWindowBytes;
-  return code_ + ((uint64_t{1} << (8 * missing)) - 1) < range_;
+bool RangeDecoder::IsCertain(State state) const {
+  if (state.read <= size_) return true;
+  const size_t missing = state.read - size_ < kWindowBytes ? state.read - size_ : kWindowBytes;
+  return state.code + ((uint64_t{1} << (8 * missing)) - 1) < state.range;
 }
 
 Status RangeDecoder::DecodeBit(uint32_t* bit) {
-  const uint64_t unit = range_ >> kCdfBits;
-  if (code_ >= unit << kCdfBits) return Status::kStreamInvalidCode;
-  *bit = code_ >= unit << (kCdfBits - 1) ? 1 : 0;
-  return Consume(unit, *bit << (kCdfBits - 1), kCdfTotal / 2, true);
+  const uint64_t unit = state_.range >> kCdfBits;
+  if (state_.code >= unit << kCdfBits) return Status::kStreamInvalidCode;
+  *bit = state_.code >= unit << (kCdfBits - 1) ? 1 : 0;
+  return Consume(unit, *bit << (kCdfBits - 1), kCdfTotal / 2, kSeldomShifts, &state_);
 }
 
 Status RangeDecoder::Finish() const {
-  // The encoder has shifted out read_ - 6 bytes and writes at most one more.
-  if (size_ > read_ - kWindowBytes + 1) return Status::kStreamTrailingBytes;
+  // The encoder has shifted out read - 6 bytes and writes at most one more.
+  if (size_ > state_.read - kWindowBytes + 1) return Status::kStreamTrailingBytes;
   return Status::kOk;
 }
 

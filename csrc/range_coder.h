@@ -20,6 +20,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "status.h"
@@ -33,49 +34,99 @@ constexpr uint64_t kWindow = uint64_t{1} << (8 * kWindowBytes);
 constexpr int kTopShift = 8 * (kWindowBytes - 1);
 constexpr uint64_t kMinRange = uint64_t{1} << kTopShift;
 constexpr size_t kMaxDropped = 2;
-constexpr int kCdfPadding = 26;  // What Decode reads beyond a table of up to 1025 intervals.
+constexpr int kCdfPadding = 7;  // What Find reads beyond a table.
+
+// A range above it is taken as it is, at or below it goes through the shift, which changes nothing
+// where no byte is complete. The first is for symbols that seldom complete one: a branch foretells
+// them. Of others it would not, and all of them go through.
+constexpr uint64_t kSeldomShifts = kMinRange;
+constexpr uint64_t kOftenShifts = ~uint64_t{0};
+
+// The intervals [cdf[i], cdf[i + 1]) of 65536 that a message is read by.
+struct Intervals {
+  int32_t count = 0;          // At most 1025.
+  int32_t likely = -1;        // One that is worth looking at first, or -1;
+  uint32_t likely_start = 0;  // its interval, which is empty in that case.
+  uint32_t likely_frequency = 0;
+  uint64_t shifts = kOftenShifts;  // Or kSeldomShifts.
+  std::vector<uint32_t> cdf;  // 0, strictly increasing up to cdf[count] = 65536; kCdfPadding more.
+  std::vector<uint16_t> first;  // [256]: the interval that holds 256 times the index.
+};
+
+// What the loops over symbols are not to call.
+#if defined(__GNUC__)
+#define FASDIFF_INLINE inline __attribute__((always_inline))
+#else
+#define FASDIFF_INLINE inline
+#endif
 
 // Eight for each byte to shift out, at most three, so that a range in [2^24, 2^48] is above 2^40.
 inline int ShiftBits(uint64_t range) { return (__builtin_clzll(range - 1) - 16) & ~7; }
 
+// Writes the four bytes at the top of the window.
+inline void StoreTop(uint64_t low, uint8_t* to) {
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+  const uint32_t bytes = __builtin_bswap32(static_cast<uint32_t>(low >> (kTopShift - 24)));
+  std::memcpy(to, &bytes, sizeof(bytes));
+#else
+  for (int i = 0; i < 4; ++i) to[i] = static_cast<uint8_t>(low >> (kTopShift - 8 * i));
+#endif
+}
+
 class RangeEncoder {
  public:
-  // Narrows to [start, start + frequency) of 65536. `seldom_shifts` is a guess for speed: that most
-  // calls will not complete a byte.
+  // Where the encoder stands, for a loop to keep in registers. It can as long as nobody else knows
+  // the address: a byte that is shifted out could otherwise be part of it.
+  struct State {
+    uint64_t low, range;
+    uint8_t* to;   // Where the next byte goes.
+    uint8_t* end;  // Of the room for more.
+  };
+
+  State Open() { return {low_, range_, bytes_.data() + size_, bytes_.data() + bytes_.size()}; }
+  void Close(const State& state) {
+    low_ = state.low;
+    range_ = state.range;
+    size_ = static_cast<size_t>(state.to - bytes_.data());
+  }
+
+  // Narrows to [start, start + frequency) of 65536; between Open and Close. `shifts` is a guess for
+  // speed, kSeldomShifts or kOftenShifts.
   // REQUIRES: frequency >= 1, start + frequency <= 65536.
-  void Encode(uint32_t start, uint32_t frequency, bool seldom_shifts) {
-    const uint64_t unit = range_ >> kCdfBits;
-    low_ += unit * start;
-    range_ = unit * frequency;
-    if (low_ >= kWindow) {
-      low_ -= kWindow;
-      Carry();
+  FASDIFF_INLINE State Narrow(State state, uint32_t start, uint32_t frequency, uint64_t shifts) {
+    const uint64_t unit = state.range >> kCdfBits;
+    state.low += unit * start;
+    state.range = unit * frequency;
+    if (state.low >= kWindow) {
+      state.low -= kWindow;
+      Carry(state.to);
     }
-    if (!seldom_shifts || range_ <= kMinRange) ShiftOut();
+    if (state.range > shifts) return state;
+    // Shifts whole bytes out until the range is above 2^40. No branch depends on how many: four are
+    // stored, and those that do not count yet are written over.
+    if (state.end - state.to < 4) state = Grow(state);
+    StoreTop(state.low, state.to);
+    const int bits = ShiftBits(state.range);
+    state.to += bits / 8;
+    state.low = (state.low << bits) & (kWindow - 1);
+    state.range <<= bits;
+    return state;
+  }
+
+  // The same for a single symbol.
+  void Encode(uint32_t start, uint32_t frequency, uint64_t shifts) {
+    Close(Narrow(Open(), start, frequency, shifts));
   }
 
   // One equiprobable bit: 0 is [0, 32768), 1 is [32768, 65536).
-  void EncodeBit(uint32_t bit) { Encode(bit << (kCdfBits - 1), kCdfTotal / 2, true); }
+  void EncodeBit(uint32_t bit) { Encode(bit << (kCdfBits - 1), kCdfTotal / 2, kSeldomShifts); }
 
   // Ends the message and moves its bytes to *payload. The encoder is spent afterwards.
   void Finish(std::vector<uint8_t>* payload);
 
  private:
-  void Carry();
-  void Grow();
-
-  // Shifts whole bytes out until the range is above 2^40. No branch depends on how many: three are
-  // stored, and those that do not count yet are written over.
-  void ShiftOut() {
-    if (bytes_.size() - size_ < 3) Grow();
-    const int bits = ShiftBits(range_);
-    for (int i = 0; i < 3; ++i) {
-      bytes_[size_ + static_cast<size_t>(i)] = static_cast<uint8_t>(low_ >> (kTopShift - 8 * i));
-    }
-    size_ += static_cast<size_t>(bits) / 8;
-    low_ = (low_ << bits) & (kWindow - 1);
-    range_ <<= bits;
-  }
+  void Carry(uint8_t* to);
+  State Grow(State state);
 
   uint64_t low_ = 0;
   uint64_t range_ = kWindow;
@@ -89,77 +140,79 @@ class RangeDecoder {
   // missing bytes of a cut payload could still change gives kStreamTruncated at once.
   RangeDecoder(const uint8_t* data, size_t size, bool only_certain);
 
-  // Finds which of the `count` intervals [cdf[i], cdf[i + 1]) of 65536 the message points into, and
-  // removes it. That is the one with unit * cdf[i] <= code < unit * cdf[i + 1]; a division of the
-  // code by the unit is not needed. `likely`, if not negative, is looked at first.
+  // Where the decoder stands, as in RangeEncoder.
+  struct State {
+    uint64_t code;  // The message minus low, in the window; < range.
+    uint64_t range;
+    size_t read;  // Bytes taken into the window, those past the end included.
+  };
+
+  State Open() const { return state_; }
+  void Close(const State& state) { state_ = state; }
+
+  // Finds which of the intervals the message points into, and removes it; between Open and Close.
+  // That is the one with unit * cdf[i] <= code < unit * cdf[i + 1].
   // kStreamInvalidCode where no encoder points, kStreamTruncated when the payload does not reach
   // that far.
-  // REQUIRES: cdf[0] = 0, strictly increasing up to cdf[count] = 65536, and kCdfPadding further
-  // entries of 65536; count <= 1025; likely < count.
-  Status Decode(const uint32_t* cdf, int32_t count, int32_t likely, int32_t* index) {
-    const uint64_t unit = range_ >> kCdfBits;
-    if (likely >= 0 && code_ >= unit * cdf[likely] && code_ < unit * cdf[likely + 1]) {
-      *index = likely;
-      return Consume(unit, cdf[likely], cdf[likely + 1] - cdf[likely], true);
+  FASDIFF_INLINE Status Find(const Intervals& table, State* state, int32_t* index) const {
+    const uint64_t unit = state->range >> kCdfBits;
+    if (state->code - unit * table.likely_start < unit * table.likely_frequency) {
+      *index = table.likely;
+      return Consume(unit, table.likely_start, table.likely_frequency, kSeldomShifts, state);
     }
-    if (code_ >= unit << kCdfBits) return Status::kStreamInvalidCode;
-    // Of eight parts, the last that does not start beyond the code; the seven comparisons do not
-    // wait for each other. Parts are rounded up, so the last may lie beyond the table's end.
-    int32_t i = 0;
-    for (int32_t left = count; left > 1;) {
-      const int32_t part = (left + 7) / 8;
-      int32_t parts = 0;
-      for (int32_t k = 1; k < 8; ++k) parts += unit * cdf[i + k * part] <= code_ ? 1 : 0;
-      i += parts * part;
-      left = part;
+    if (state->code >= unit << kCdfBits) return Status::kStreamInvalidCode;
+    const uint32_t target = static_cast<uint32_t>(state->code / unit);
+    const uint32_t* cdf = table.cdf.data();
+    // From the first interval that it could be, seven at a time; few of them are ever further.
+    int32_t i = table.count > 8 ? table.first[target >> 8] : 0;
+    for (int32_t more = 7; more == 7; i += more) {
+      const auto past = [&](int k) { return cdf[i + k] <= target ? 1 : 0; };
+      more = ((past(1) + past(2)) + (past(3) + past(4))) + ((past(5) + past(6)) + past(7));
     }
     *index = i;
-    return Consume(unit, cdf[i], cdf[i + 1] - cdf[i], likely >= 0);
+    return Consume(unit, cdf[i], cdf[i + 1] - cdf[i], table.shifts, state);
   }
 
-  // One equiprobable bit. Statuses as Decode.
+  // One equiprobable bit. Statuses as Find.
   Status DecodeBit(uint32_t* bit);
 
   // After the last symbol: kStreamTrailingBytes if the payload is longer than any encoder makes it.
   Status Finish() const;
 
  private:
-  // Removes the interval [start, start + frequency), which holds the code. `seldom_shifts` as in
-  // RangeEncoder::Encode.
-  Status Consume(uint64_t unit, uint32_t start, uint32_t frequency, bool seldom_shifts) {
-    code_ -= unit * start;
-    range_ = unit * frequency;
-    if (only_certain_ && !IsCertain()) return Status::kStreamTruncated;
-    if (seldom_shifts && range_ > kMinRange) return Status::kOk;
-    const int bits = ShiftBits(range_);
-    if (read_ + 3 <= size_) {
-      const uint8_t* at = data_ + read_;
+  // Removes the interval [start, start + frequency), which holds the code.
+  FASDIFF_INLINE Status Consume(uint64_t unit, uint32_t start, uint32_t frequency, uint64_t shifts,
+                                State* state) const {
+    state->code -= unit * start;
+    state->range = unit * frequency;
+    if (only_certain_ && !IsCertain(*state)) return Status::kStreamTruncated;
+    if (state->range > shifts) return Status::kOk;
+    const int bits = ShiftBits(state->range);
+    if (state->read + 3 <= size_) {
+      const uint8_t* at = data_ + state->read;
       const uint64_t next = (uint64_t{at[0]} << 16) | (uint64_t{at[1]} << 8) | at[2];
-      code_ = (code_ << bits) | (next >> (24 - bits));
-      read_ += static_cast<size_t>(bits) / 8;
+      state->code = (state->code << bits) | (next >> (24 - bits));
+      state->read += static_cast<size_t>(bits) / 8;
     } else {
-      for (int i = 0; i < bits; i += 8) code_ = (code_ << 8) | NextByte();
+      for (int i = 0; i < bits; i += 8) TakeByte(state);
     }
-    range_ <<= bits;
-    if (read_ > size_ + kWindowBytes + kMaxDropped) return Status::kStreamTruncated;
+    state->range <<= bits;
+    if (state->read > size_ + kWindowBytes + kMaxDropped) return Status::kStreamTruncated;
     return Status::kOk;
   }
 
-  uint64_t NextByte() {
-    const uint64_t byte = read_ < size_ ? data_[read_] : 0;
-    ++read_;
-    return byte;
+  void TakeByte(State* state) const {
+    state->code = (state->code << 8) | (state->read < size_ ? data_[state->read] : 0);
+    ++state->read;
   }
 
   // Whether the interval holds whatever the missing bytes could make of the code.
-  bool IsCertain() const;
+  bool IsCertain(State state) const;
 
   const uint8_t* data_;
   size_t size_;
   bool only_certain_;
-  size_t read_ = 0;    // Bytes taken into the window, those past the end included.
-  uint64_t code_ = 0;  // The message minus low, in the window; < range_.
-  uint64_t range_ = kWindow;
+  State state_ = {0, kWindow, 0};
 };
 
 }  // namespace fasdiff

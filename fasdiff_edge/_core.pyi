@@ -15,11 +15,12 @@ _Float64 = npt.NDArray[np.float64]
 class StreamError(ValueError):
     """A coded file is damaged; the message is the reason."""
 
-def split_bands(image: npt.NDArray[Any]) -> _Float32:
+def split_bands(image: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) -> _Float32:
     """Split an image into its two-level Haar bands.
 
     Args:
       image: uint8 RGB [H, W, 3], sides 1 to 65536; padded by reflection to multiples of 16.
+      out: where to put the result; None: a new array, aligned to 64 bytes.
     Returns:
       float32 [48, H'/4, W'/4] for the padded size H' x W': ll2, hl2, lh2, hh2 with three colours
       each, then level 1 unshuffled 2x2; orthonormal.
@@ -27,12 +28,15 @@ def split_bands(image: npt.NDArray[Any]) -> _Float32:
       ValueError: not uint8, not three channels, not C-contiguous, or empty.
     """
 
-def merge_bands(bands: npt.NDArray[Any], height: int, width: int) -> _UInt8:
+def merge_bands(
+    bands: npt.NDArray[Any], height: int, width: int, out: npt.NDArray[Any] | None = None
+) -> _UInt8:
     """Put bands back together; inverts split_bands exactly.
 
     Args:
       bands: float32 [48, H'/4, W'/4].
       height, width: size of the image in pixels; H' and W' are these rounded up to 16.
+      out: as in split_bands.
     Returns:
       uint8 RGB [height, width, 3], rounded half to even and clamped; NaN gives 0.
     Raises:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
 import reference
 
-from fasdiff_edge import _core
+from fasdiff_edge import _core, frequency
 
 SIZES = [
     (1, 1),
@@ -21,6 +22,8 @@ SIZES = [
     (33, 64),
     (50, 70),
     (129, 66),
+    (96, 272),
+    (600, 1000),
 ]
 
 
@@ -70,6 +73,43 @@ def test_round_trip_of_every_colour_pair_on_the_grey_axis() -> None:
     image = np.stack(np.broadcast_arrays(grey[:, None], grey[None, :], grey[:, None]), axis=-1)
     image = np.ascontiguousarray(image)
     np.testing.assert_array_equal(_core.merge_bands(_core.split_bands(image), 256, 256), image)
+
+
+def test_results_go_where_they_are_asked_for() -> None:
+    image = random_image(50, 70)
+    expected = frequency.split_bands(image)
+    bands = np.full_like(expected, np.nan)
+    assert frequency.split_bands(image, out=bands) is bands
+    np.testing.assert_array_equal(bands, expected)
+    merged = np.zeros_like(image)
+    assert frequency.merge_bands(bands, 50, 70, out=merged) is merged
+    np.testing.assert_array_equal(merged, image)
+
+
+def test_an_out_that_does_not_fit_is_refused() -> None:
+    image = random_image(32, 32)
+    bands = frequency.split_bands(image)
+    wrong_bands: list[Any] = [bands[:, :4], bands.astype(np.float64), bands.T, bands.tolist()]
+    for wrong in wrong_bands:
+        with pytest.raises(ValueError, match=r"^out must be"):
+            frequency.split_bands(image, out=wrong)
+    wrong_images: list[Any] = [image[:16], image.astype(np.int8), image[::-1], 3]
+    for wrong in wrong_images:
+        with pytest.raises(ValueError, match=r"^out must be"):
+            frequency.merge_bands(bands, 32, 32, out=wrong)
+    image.flags.writeable = bands.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        frequency.split_bands(image, out=bands)
+    with pytest.raises(ValueError, match="read-only"):
+        frequency.merge_bands(bands, 32, 32, out=image)
+
+
+@pytest.mark.parametrize("side", [64, 256, 1024])
+def test_new_results_start_with_a_cache_line(side: int) -> None:
+    image = random_image(side, side)
+    bands = _core.split_bands(image)
+    assert bands.ctypes.data % 64 == 0
+    assert _core.merge_bands(bands, side, side).ctypes.data % 64 == 0
 
 
 def test_split_is_orthonormal() -> None:

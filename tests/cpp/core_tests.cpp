@@ -1,9 +1,11 @@
 // The core by itself, with nothing but the standard library: round trips, limits, bad arguments.
 // Equality with an independent implementation is tested from Python (tests/reference.py).
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -143,7 +145,7 @@ void TestEscapeLimit() {
   CHECK(MakeCdfTable(0, 1, frequencies, &table) == Status::kOk);
   for (const int prefix : {kMaxEscapePrefix, kMaxEscapePrefix + 1}) {
     RangeEncoder encoder;
-    encoder.Encode(1, 65535, true);
+    encoder.Encode(1, 65535, kSeldomShifts);
     for (int i = 0; i < prefix; ++i) encoder.EncodeBit(0);
     for (int i = 0; i <= prefix; ++i) encoder.EncodeBit(1);
     std::vector<uint8_t> payload;
@@ -359,6 +361,32 @@ void TestRoundShift() {
   CHECK(RoundShift(-6, 2) == -1 && RoundShift(-7, 2) == -2);
 }
 
+// Bands that are large and start with a cache line are written past the caches by some paths.
+void TestLargeFrequencySplit() {
+  Random random(5);
+  const int height = 530, width = 1011;
+  std::vector<uint8_t> image(static_cast<size_t>(height * width * 3));
+  for (uint8_t& v : image) v = random.Byte();
+  const int band_height = BandSide(height), band_width = BandSide(width);
+  const size_t size = static_cast<size_t>(kNumBands * band_height * band_width);
+  std::vector<float> first;
+  ForEachPath([&](CpuPath path) {
+    for (const size_t past : {size_t{0}, size_t{5}}) {
+      std::vector<float> memory(size + 16 + past);
+      void* start = memory.data();
+      size_t space = memory.size() * sizeof(float);
+      float* bands = static_cast<float*>(std::align(64, size * sizeof(float), start, space)) + past;
+      CHECK(SplitBands(image.data(), height, width, bands) == Status::kOk);
+      if (path == CpuPath::kScalar && past == 0) first.assign(bands, bands + size);
+      CHECK(std::equal(first.begin(), first.end(), bands));
+      std::vector<uint8_t> merged(image.size());
+      CHECK(MergeBands(bands, band_height, band_width, height, width, merged.data()) ==
+            Status::kOk);
+      CHECK(merged == image);
+    }
+  });
+}
+
 // Every path inverts its own split, and gives the same bits as the scalar one.
 void TestFrequencySplit() {
   Random random(3);
@@ -516,6 +544,7 @@ int main() {
   TestLayerLimits();
   TestRoundShift();
   TestFrequencySplit();
+  TestLargeFrequencySplit();
   TestNoise();
   TestHeader();
   TestStatuses();
