@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from export.integer_entropy import (
+    KNOTS,
     NUM_Q,
     Coded,
     EntropyConfig,
@@ -19,6 +21,7 @@ from export.integer_entropy import (
     scale_of_index,
     serialize,
 )
+from export.set_gains import KNOT_STEP, gains_at, set_gains
 from fasdiff_edge import _core
 from fasdiff_edge import entropy_model as runtime
 
@@ -383,3 +386,51 @@ def test_logistic_tables(k: int) -> None:
     edges = np.append(symbols - 0.5, symbols[-1] + 0.5) / scale_of_index(k)
     pmf = np.diff(1 / (1 + np.exp(-edges)))
     np.testing.assert_allclose(np.array(freq[:-1]) / 2**16, pmf, atol=len(freq) / 2**16)
+
+
+def gains_state() -> dict[str, Any]:
+    """What `set_gains` looks at of a checkpoint."""
+    rng = np.random.default_rng(4)
+    gains = {
+        f"entropy.{latent}_gains.log2_gain": torch.from_numpy(rng.normal(size=(KNOTS, 5))).float()
+        for latent in ("y", "z", "residual")
+    }
+    config = {"entropy": {"residual_starts": [132, 132]}}
+    return {"config": config, "ema": gains, "model": gains, "muon": {}, "best": 1.0, "step": 3}
+
+
+def test_gains_of_the_residual_are_set_from_the_last_knot() -> None:
+    state = gains_state()
+    new = set_gains(state, start=28, residual=[-3.0, -2.5])
+    name = "entropy.residual_gains.log2_gain"
+    assert (new["ema"][name][-2] == -3).all() and (new["ema"][name][-1] == -2.5).all()
+    assert torch.equal(new["ema"][name][:-2], state["ema"][name][:-2])
+    assert new["config"]["entropy"]["residual_starts"] == [112, 112]
+    assert state["config"]["entropy"]["residual_starts"] == [132, 132]
+    assert new["model"] is new["ema"] and "muon" not in new and "best" not in new
+    assert torch.equal(
+        new["ema"]["entropy.y_gains.log2_gain"], state["ema"]["entropy.y_gains.log2_gain"]
+    )
+
+
+def test_low_qualities_take_the_gains_of_others() -> None:
+    state = gains_state()
+    new = set_gains(state, low=[-KNOT_STEP / 4, KNOT_STEP / 8])["ema"]
+    for latent in ("y", "z"):
+        name = f"entropy.{latent}_gains.log2_gain"
+        old = state["ema"][name]
+        torch.testing.assert_close(new[name][0], 2 * old[0] - old[1])  # a knot below the first
+        torch.testing.assert_close(new[name][1], (old[0] + old[1]) / 2)
+        assert torch.equal(new[name][2:], old[2:])
+    same = gains_at(
+        state["ema"]["entropy.y_gains.log2_gain"], [KNOT_STEP * i for i in range(KNOTS)]
+    )
+    torch.testing.assert_close(same, state["ema"]["entropy.y_gains.log2_gain"])
+
+
+@pytest.mark.parametrize("start", [0, 28.1, 63.25, -1])
+def test_a_start_that_is_no_quality_is_refused(start: float) -> None:
+    with pytest.raises(ValueError, match="quarter step"):
+        set_gains(gains_state(), start=start)
+    with pytest.raises(ValueError, match="9 knots"):
+        set_gains(gains_state(), residual=[0.0] * 10)
