@@ -274,7 +274,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bpp", help="budgets in bits per pixel, such as 0.1,0.2,0.3,0.5")
     parser.add_argument("--limit", type=int, help="only the first N, groups taking turns")
     parser.add_argument("--max-sharpness-db", type=float, help="leave out softer pictures")
-    parser.add_argument("--peers", help="names, comma-separated; default: all that are installed")
+    parser.add_argument(
+        "--peers", help="names, comma-separated, or none; default: all that are installed"
+    )
     parser.add_argument("--model", default="edge")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each (1)")
@@ -381,6 +383,8 @@ def _chosen_peers(text: str | None) -> tuple[str, ...]:
     names = [peer.name for peer in available_peers()]
     if text is None:
         return tuple(names)
+    if text == "none":
+        return ()
     unknown = sorted(set(text.split(",")) - set(names))
     if unknown:
         raise ValueError(f"no such peer here: {', '.join(unknown)}; there are {', '.join(names)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import sys
 from dataclasses import fields
@@ -28,6 +29,7 @@ import peers
 import plots
 import rate_distortion
 import realism
+import release
 import tables
 import targets
 
@@ -774,3 +776,110 @@ def test_realism_of_every_codec(
     assert float(rows[3]["perceptual"]) > float(rows[0]["perceptual"]) > 0
     assert "1.00x" in capsys.readouterr().out
     assert realism.main([*arguments, "--limit", "1"]) == 1
+
+
+# --- the figures of a release ---
+TWO_TABLES = """Some text.
+
+<!-- here -->
+One:
+
+| a | b |
+| :-- | --: |
+| x | 1 |
+| y | 2 |
+
+Two, the same:
+
+| a | b |
+| :-- | --: |
+| x | 1 |
+| y | 2 |
+
+The end.
+"""
+
+
+def test_tables_after_a_mark_are_replaced_in_order() -> None:
+    first, second = ["| c |", "| --- |", "| 3 |"], ["| d |", "| --- |"]
+    text = release.replace_tables(TWO_TABLES, "here", [first, second])
+    assert release.tables_in(text) == [first, second]
+    assert [line for line in text.splitlines() if "|" not in line] == [
+        line for line in TWO_TABLES.splitlines() if "|" not in line
+    ]
+    only_first = release.replace_tables(TWO_TABLES, "here", [first])
+    assert release.tables_in(only_first) == [first, release.tables_in(TWO_TABLES)[1]]
+    with pytest.raises(ValueError, match="2 tables instead of 3"):
+        release.replace_tables(TWO_TABLES, "here", [first] * 3)
+    with pytest.raises(ValueError, match="no mark there"):
+        release.replace_tables(TWO_TABLES, "there", [first])
+
+
+def test_rows_of_a_table_are_chosen_by_their_cells() -> None:
+    table = release.tables_in(TWO_TABLES)[0]
+    assert release.chosen(table, lambda row: row == ["y", "2"]) == [*table[:2], "| y | 2 |"]
+
+
+def test_groups_have_a_column_for_each_budget(tmp_path: Path) -> None:
+    rows = [
+        {"budget": budget, "codec": codec, "race": race, "gender": "", "images": "5"}
+        | {"identity": str(identity), "not_same": str(lost)}
+        for budget, lost in (("300 B", 1), ("500 B", 0))
+        for race, identity in (("all", 0.25), ("Black", 0.2))
+        for codec in (release.FAITHFUL, "WebP")
+    ]
+    tables.write_tsv(tmp_path / "groups.tsv", rows)
+    assert release.group_table(tmp_path / "groups.tsv") == [
+        "| race | gender | faces | 300 B | 500 B | at 0.6 or more, at any |",
+        "| :-- | :-- | --: | --: | --: | --: |",
+        "| all |  | 5 | 0.250 | 0.250 | 1 |",
+        "| Black |  | 5 | 0.200 | 0.200 | 1 |",
+    ]
+
+
+def test_the_documents_have_room_for_every_table(tmp_path: Path) -> None:
+    """With tables of one row in place of the measured ones."""
+    root = Path(__file__).resolve().parent.parent
+    kinds = {"rate_distortion": 3, "realism": 1, "fairness": 3}
+    for name, what in release.MEASUREMENTS.items():
+        folder = tmp_path / "results" / name
+        folder.mkdir(parents=True)
+        head = f"| {name} | metric |\n| :-- | :-- |\n| WebP | PSNR |"
+        (folder / "tables.md").write_text("\n\n".join([head] * kinds[what.program]))
+    groups = "codec\tbudget\trace\tgender\timages\tidentity\tnot_same\n"
+    row = f"{release.FAITHFUL}\t300 B\tall\t\t5\t0.25\t0\n"
+    (tmp_path / "results" / "val-700" / "val-256-groups.tsv").write_text(groups + row)
+    for document in ("README.md", "MODEL_CARD.md"):
+        (tmp_path / document).write_text((root / document).read_text(encoding="utf-8"))
+    release.fill(tmp_path, tmp_path / "results")
+    readme = release.tables_in((tmp_path / "README.md").read_text(encoding="utf-8"))
+    heads = [table[0] for table in readme]
+    names = ("val-140", "val-42", "portrait-20", "val-14-bpp", "realism")
+    assert heads[:5] == [f"| {name} | metric |" for name in names]
+    assert len(readme) == len(release.tables_in((root / "README.md").read_text(encoding="utf-8")))
+    card = release.tables_in((tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8"))
+    assert [table[0] for table in card[-7:]] == [
+        f"| {name} | metric |"
+        if name != "groups"
+        else "| race | gender | faces | 300 B | at 0.6 or more, at any |"
+        for name in (
+            "val-140",
+            "groups",
+            "val-42",
+            "portrait-20",
+            "realism",
+            "val-14-bpp",
+            "portrait-8-bpp",
+        )
+    ]
+
+
+def test_times_are_of_the_reports_in_their_order(tmp_path: Path) -> None:
+    times = {"encode": {"median": 11.35, "p95": 12.0}, "decode": {"median": 9.727, "p95": 10.61}}
+    rest = {"precision": "int8", "size": 256, "bytes": 491, "steps": 1, "cold_start_ms": 479.7}
+    for name, engine in (("b", "openvino"), ("a", "onnxruntime")):
+        results = [{"engine": engine, "peak_mb": 196.8, **times, **rest}]
+        (tmp_path / name).write_text(json.dumps({"results": results}))
+    table = release.latency_table([tmp_path / "b", tmp_path / "a"])
+    cells = "INT8 | 256x256 | 491 | 1 | 11.3 (12.0) ms | 9.7 (10.6) ms | 480 ms | 197 MB |"
+    assert table[2:] == [f"| OpenVINO | {cells}", f"| ONNX Runtime | {cells}"]
