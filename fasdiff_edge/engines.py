@@ -24,6 +24,7 @@ from . import profile
 from .errors import EngineError, OptionError
 
 Arrays = Mapping[str, NDArray[np.float32]]
+_WITH_ROW = {"bands"}  # outputs of the graphs; see `_add_rows`
 
 
 class Graph(Protocol):
@@ -66,7 +67,9 @@ class OpenVinoGraph:
             config["INFERENCE_NUM_THREADS"] = threads
         try:
             core = openvino.Core()
-            self._compiled: Any = core.compile_model(core.read_model(model), "CPU", config)
+            read = core.read_model(model)
+            _add_rows(openvino, read)
+            self._compiled: Any = core.compile_model(read, "CPU", config)
         except Exception as error:
             raise EngineError(f"OpenVINO cannot load the graph: {_line(error)}") from error
         self.inputs: Sequence[str] = [port.get_any_name() for port in self._compiled.inputs]
@@ -80,12 +83,33 @@ class OpenVinoGraph:
         try:
             request = request or self._compiled.create_infer_request()
             request.infer(dict(arrays), share_inputs=True)
-            results = {name: np.array(request.get_tensor(name).data) for name in self.outputs}
+            results = {}
+            for name in self.outputs:
+                data = request.get_tensor(name).data
+                results[name] = np.array(data[:, :, :-1] if name in _WITH_ROW else data, order="C")
         except Exception as error:
             raise EngineError(f"OpenVINO cannot run the graph: {_line(error)}") from error
         with self._lock:
             self._idle.append(request)
         return results
+
+
+def _add_rows(openvino: Any, model: Any) -> None:
+    """Let the outputs of `_WITH_ROW` end with a row of zeros more, in place.
+
+    The last thing that the CPU plugin does is to turn channels-last into planes. Where these are a
+    multiple of 4 KiB apart, as they are at 256x256 and 512x512, the 48 of them compete for the same
+    places in the cache, and that takes up to ten times as long: a seventh of the whole graph.
+    """
+    for result in model.results:
+        source = result.input(0).get_source_output()
+        names = set(source.get_names())
+        if not names & _WITH_ROW:
+            continue
+        padded = openvino.opset12.pad(source, [0, 0, 0, 0], [0, 0, 1, 0], "constant").output(0)
+        source.set_names(set())
+        padded.set_names(names)
+        result.input(0).replace_source_output(padded)
 
 
 class OnnxRuntimeGraph:
