@@ -4,8 +4,8 @@
 
 Writes `OUT/checkpoint.pt`, which `export.train` goes on from as from any other, after calibration;
 trains it for `--minutes` more, against the data and against the float codec that it came from, or
-with `--student` the student alone, as `export.distil` does; and exports `OUT/model`, ONNX with
-QuantizeLinear and DequantizeLinear (QDQ), and `OUT/ir`, OpenVINO's version of it.
+with `--student` the student alone, to draw what the float one draws; and exports `OUT/model`, ONNX
+with QuantizeLinear and DequantizeLinear (QDQ), and `OUT/ir`, OpenVINO's version of it.
 `export/verify.py` compares them with torch.
 """
 
@@ -180,10 +180,10 @@ def to_qdq(model: onnx.ModelProto, layers: dict[str, QuantisedConv2d]) -> onnx.M
 
 
 def main() -> None:
-    from export.distil import DistilSettings, DistilTrainer
     from export.to_onnx import export_model, load_codec
     from export.to_openvino import convert
     from export.train import Settings, Trainer
+    from export.train_rounding import RoundingSettings, RoundingTrainer
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path, help="of a float codec")
@@ -217,7 +217,8 @@ def main() -> None:
         args.override.setdefault("decay_from", before / args.minutes)
         args.init, args.teacher = None, None if args.student else args.checkpoint
         if args.student:
-            DistilTrainer(args, DistilSettings(**args.override)).run()
+            args.codec = args.checkpoint
+            RoundingTrainer(args, RoundingSettings(**args.override)).run()
         else:
             Trainer(args, Settings(**args.override)).run()
     codec, record = load_codec(path)

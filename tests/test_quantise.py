@@ -21,6 +21,7 @@ from export.quantise import calibrate, look_at, quantised_copy, quantised_state,
 from export.quantised import ACTIVATION_MAX, WEIGHT_MAX, ActivationQuantiser, QuantisedConv2d
 from export.to_onnx import export_model, load_codec
 from export.train import Settings, Trainer
+from export.train_rounding import RoundingSettings, RoundingTrainer
 from export.verify import differences, synthetic_image, tolerance
 
 
@@ -289,3 +290,32 @@ def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> No
     assert steps and not any(torch.equal(before[n], parameters[n]) for n in steps)
     codec, _ = load_codec(tmp_path / "run" / "checkpoint.pt")
     assert codec.config.quantised
+
+
+def test_an_int8_student_learns_to_give_what_the_float_one_gives(
+    face_folder: Path, tmp_path: Path
+) -> None:
+    plain = small_codec()
+    weights = {"model": plain.state_dict(), "ema": plain.state_dict(), "settings": {}}
+    counts = {"elapsed": 0.0, "step": 0, "images": 0}
+    state = {"config": plain.config_dict(), **weights, **counts}
+    torch.save(state, tmp_path / "float.pt")
+    faces = read_index(face_folder, "train")
+    torch.save(quantised_state(state, faces), tmp_path / "int8.pt")
+    settings = RoundingSettings(batch_128=4, large_share=0.0, ema=0.9)
+    args = argparse.Namespace(
+        data=str(face_folder), out=str(tmp_path / "run"), minutes=0.1,
+        init=str(tmp_path / "int8.pt"), codec=str(tmp_path / "float.pt"), override={},
+        validate_every=60.0, validate_count=1, workers=0,
+    )  # fmt: skip
+    trainer = RoundingTrainer(args, settings)
+    before = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+    trainer.validate()
+    trainer.run()
+    after = dict(trainer.model.named_parameters())
+    moved = {n for n in before if not torch.equal(before[n], after[n])}
+    steps = {n for n in before if n.startswith("g_s.b") and n.endswith("log2_step")}
+    assert steps and steps <= moved
+    assert all(n.startswith("g_s.") for n in moved)
+    first, last = np.loadtxt(tmp_path / "run" / "curve.tsv")[:, 3:]
+    assert np.log(last).mean() < np.log(first).mean()
