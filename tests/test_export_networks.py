@@ -656,7 +656,7 @@ def test_settings_of_another_kind_of_run_are_left(face_folder: Path, tmp_path: P
     assert Trainer(args, own).settings.batch_128 == 6, "those of its own kind are kept"
 
 
-def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path) -> None:
+def test_training_learns_and_resumes(face_folder: Path, tmp_path: Path, steady_clock: None) -> None:
     """A few steps lower the loss; a stopped run goes on from its checkpoint and exports."""
     out = tmp_path / "run"
     settings = Settings(

@@ -265,7 +265,9 @@ def test_a_packed_checkpoint_keeps_the_ranges() -> None:
         assert torch.equal(packed["ema"][name], weights[name])
 
 
-def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> None:
+def test_training_follows_a_float_codec(
+    face_folder: Path, tmp_path: Path, steady_clock: None
+) -> None:
     settings = Settings(
         perceptual_from=2.0, large_share=(0.0, 0.0), batch_128=4, decay_from=1.0, adam_lr=2e-2
     )
@@ -293,7 +295,7 @@ def test_training_follows_a_float_codec(face_folder: Path, tmp_path: Path) -> No
 
 
 def test_an_int8_student_learns_to_give_what_the_float_one_gives(
-    face_folder: Path, tmp_path: Path
+    face_folder: Path, tmp_path: Path, steady_clock: None
 ) -> None:
     plain = small_codec()
     weights = {"model": plain.state_dict(), "ema": plain.state_dict(), "settings": {}}
