@@ -116,18 +116,9 @@ Status DecodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes
   RangeDecoder::State state = decoder->Open();
   Status status = Status::kOk;
   for (size_t i = 0; i < count && status == Status::kOk; ++i) {
-    const CdfTable& table = tables[indexes[i]];
-    int32_t index = 0;
-    status = decoder->Find(table, &state, &index);
-    int32_t value = table.offset + index;
-    if (status == Status::kOk && index == table.num_regular) {
-      decoder->Close(state);
-      status = DecodeEscaped(table, decoder, &value);
-      state = decoder->Open();
-    }
-    if (status == Status::kOk && !Has16Bits(value)) {
-      status = Status::kStreamSymbolOutOfRange;
-    }
+    int32_t value = 0;
+    status = DecodeNext(tables[indexes[i]], decoder, &state, &value);
+    if (status == Status::kOk && !Has16Bits(value)) status = Status::kStreamSymbolOutOfRange;
     values[i] = value;
   }
   decoder->Close(state);

@@ -58,19 +58,30 @@ inline void EncodeValue(const CdfTable& table, int32_t value, RangeEncoder* enco
   }
 }
 
-// Reads one value, |value| < 2^19. kStreamEscapeTooLong, kStreamInvalidCode, kStreamTruncated.
-inline Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t* value) {
-  RangeDecoder::State state = decoder->Open();
+// Reads one value, |value| < 2^19, between Open and Close of the decoder. kStreamEscapeTooLong,
+// kStreamInvalidCode, kStreamTruncated.
+FASDIFF_INLINE Status DecodeNext(const CdfTable& table, RangeDecoder* decoder,
+                                 RangeDecoder::State* state, int32_t* value) {
   int32_t index = 0;
-  const Status status = decoder->Find(table, &state, &index);
-  decoder->Close(state);
+  Status status = decoder->Find(table, state, &index);
   *value = table.offset + index;
   if (status != Status::kOk || index < table.num_regular) return status;
-  return DecodeEscaped(table, decoder, value);
+  decoder->Close(*state);
+  status = DecodeEscaped(table, decoder, value);
+  *state = decoder->Open();
+  return status;
 }
 
-// The same for many values at once, which takes less time; tables by index. Both stop at a value of
-// more than 16 bits: kSymbolOutOfRange, kStreamSymbolOutOfRange.
+// The same for a single value.
+inline Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t* value) {
+  RangeDecoder::State state = decoder->Open();
+  const Status status = DecodeNext(table, decoder, &state, value);
+  decoder->Close(state);
+  return status;
+}
+
+// EncodeValue and DecodeValue for many values at once, which takes less time; tables by index. Both
+// stop at a value of more than 16 bits: kSymbolOutOfRange, kStreamSymbolOutOfRange.
 Status EncodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes,
                     const int32_t* values, size_t count, RangeEncoder* encoder);
 Status DecodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes, size_t count,

@@ -25,7 +25,7 @@ def split_bands(image: npt.NDArray[Any], out: npt.NDArray[Any] | None = None) ->
       float32 [48, H'/4, W'/4] for the padded size H' x W': ll2, hl2, lh2, hh2 with three colours
       each, then level 1 unshuffled 2x2; orthonormal.
     Raises:
-      ValueError: not uint8, not three channels, not C-contiguous, or empty.
+      ValueError: not uint8, not three channels, not C-contiguous, or empty; `out` does not fit.
     """
 
 def merge_bands(
