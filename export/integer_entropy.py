@@ -37,6 +37,7 @@ MIN_MEAN, MAX_MEAN = -32768 << MEAN_BITS, 32767 << MEAN_BITS  # in sixteenths of
 SCALE_SHIFT = SCALE_BITS
 NUM_PLANES = 5  # quality, row, column, height, width
 KNOTS = 9  # of the gains along the quality
+KNOT_STEP = (NUM_Q - 1) / (KNOTS - 1)  # quarter steps from knot to knot
 # What a bit of the residual must buy, in squared quantisation steps: the slope of distortion over
 # rate of a uniform quantiser at high rates, 2 ln 2 / 12 (Sullivan and Wiegand, 1998, section V).
 PRICE = 15 / 128
@@ -136,6 +137,20 @@ class EntropyConfig:
         return self.residual_starts[0]
 
 
+def gains_at(log2_gain: Tensor, q: Tensor) -> Tensor:
+    """Log2 gains of qualities q [N] in quarter steps, which may be fractions or beyond the ends.
+
+    Args:
+      log2_gain: at the knots, [KNOTS, C]; linear between them, and on.
+    Returns:
+      [N, C].
+    """
+    pos = q * (1 / KNOT_STEP)
+    i = pos.floor().clamp(0, KNOTS - 2).long()
+    t = (pos - i)[:, None]
+    return log2_gain[i] * (1 - t) + log2_gain[i + 1] * t
+
+
 class Gains(nn.Module):
     """Learned gain of each channel of a latent along the quality: symbols = latent x gain."""
 
@@ -146,11 +161,8 @@ class Gains(nn.Module):
         self.log2_gain = nn.Parameter(base)
 
     def all_q(self) -> Tensor:
-        """Float log2 gains [NUM_Q, C], linear between the knots."""
-        pos = torch.arange(NUM_Q, dtype=torch.float32) * ((KNOTS - 1) / (NUM_Q - 1))
-        i = pos.floor().clamp(max=KNOTS - 2).long()
-        t = (pos - i)[:, None]
-        return self.log2_gain[i] * (1 - t) + self.log2_gain[i + 1] * t
+        """Float log2 gains [NUM_Q, C]."""
+        return gains_at(self.log2_gain, torch.arange(NUM_Q, dtype=torch.float32))
 
     def at(self, q: Tensor, dims: int) -> Tensor:
         """Float log2 gains of qualities q [B], as [B, C] followed by `dims` axes of 1."""

@@ -17,19 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from export.integer_entropy import KNOTS, NUM_Q
-
-KNOT_STEP = (NUM_Q - 1) / (KNOTS - 1)  # quarter steps
-
-
-def gains_at(log2_gain: Tensor, quarter_steps: Sequence[float]) -> Tensor:
-    """Rows of gains [KNOTS, C] at any quarter steps, on the lines between knots and beyond them."""
-    at = torch.tensor(quarter_steps) / KNOT_STEP
-    below = at.floor().clamp(0, KNOTS - 2).long()
-    share = (at - below)[:, None].to(log2_gain)
-    return log2_gain[below] * (1 - share) + log2_gain[below + 1] * share
+from export.integer_entropy import KNOTS, NUM_Q, gains_at
 
 
 def set_gains(
@@ -65,7 +54,7 @@ def set_gains(
         weights[name] = gains
     for latent in ("y", "z"):
         name = f"entropy.{latent}_gains.log2_gain"
-        found = gains_at(weights[name], [4 * quality for quality in low])
+        found = gains_at(weights[name], 4 * torch.tensor(low))
         weights[name] = torch.cat([found, weights[name][len(low) :]])
     kept = {k: v for k, v in state.items() if k not in ("muon", "adam", "best", "extra")}
     return {**kept, "config": config, "model": weights, "ema": weights}
