@@ -19,14 +19,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 
+from measure import OURS, OURS_FAITHFUL
 from tables import markdown
 
 from fasdiff_edge.models import load_model
 
 HERE = Path(__file__).resolve().parent
-FAITHFUL = "FaSDiff-Edge, realism 0"
 Table = list[str]  # lines
 
 
@@ -51,7 +52,9 @@ MEASUREMENTS = {
         "realism",
         "--split val --limit 60 --max-sharpness-db 38 --realism 0,1/4,1/2,3/4,1 --steps 1,2,4",
     ),
-    "val-700": Measurement("fairness", f"--split val {_BYTES} --peers none --codecs '{FAITHFUL}'"),
+    "val-700": Measurement(
+        "fairness", f"--split val {_BYTES} --peers none --codecs '{OURS_FAITHFUL}'"
+    ),
 }
 
 
@@ -96,10 +99,18 @@ def replace_tables(text: str, mark: str, tables: Sequence[Table]) -> str:
     return before + found + after
 
 
+def refill(path: Path, mark: str, tables: Sequence[Table]) -> None:
+    """`replace_tables` in a file."""
+    text = replace_tables(path.read_text(encoding="utf-8"), mark, tables)
+    path.write_text(text, encoding="utf-8")
+
+
 def group_table(path: Path) -> Table:
     """Identity of each group at realism 0, a column for each budget, from fairness.py's TSV."""
     with open(path, newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["codec"] == FAITHFUL]
+        rows = [
+            row for row in csv.DictReader(file, delimiter="\t") if row["codec"] == OURS_FAITHFUL
+        ]
     budgets = list(dict.fromkeys(row["budget"] for row in rows))
     groups: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
     for row in rows:
@@ -107,29 +118,23 @@ def group_table(path: Path) -> Table:
     shown: list[dict[str, object]] = []
     for (race, gender), by_budget in groups.items():
         start = {"race": race, "gender": gender, "faces": int(by_budget[budgets[0]]["images"])}
-        means = {budget: float(f"{float(by_budget[budget]['identity']):.3f}") for budget in budgets}
+        means = {
+            budget: Decimal(f"{float(by_budget[budget]['identity']):.3f}") for budget in budgets
+        }
         lost = sum(int(by_budget[budget]["not_same"]) for budget in budgets)
         shown.append({**start, **means, "at 0.6 or more, at any": lost})
-    lines = markdown(shown).splitlines()
-    return lines[:2] + [_with_zeros(line) for line in lines[2:]]
+    return markdown(shown).splitlines()
 
 
-def _with_zeros(line: str) -> str:
-    """Three decimals for every number that has some."""
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    return "| " + " | ".join(c.ljust(5, "0") if c.startswith("0.") else c for c in cells) + " |"
-
-
-def measure(name: str, data: Path, results: Path, extra: Sequence[str]) -> None:
+def measure(name: str, data: Path, results: Path, extra: Sequence[str], jobs: int) -> None:
     """Run one measurement; what it prints is shown, and kept as `tables.md`."""
     what = MEASUREMENTS[name]
     folder = results / name
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(HERE / f"{what.program}.py"), "--data", str(data)]
     command += [*shlex.split(what.arguments), "--results", str(folder), *extra]
-    if what.program == "realism" and "--jobs" in command:
-        at = command.index("--jobs")
-        del command[at : at + 2]
+    if what.program != "realism":  # which has one process
+        command += ["--jobs", str(jobs)]
     print("$", *command, flush=True)
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(output, flush=True)
@@ -171,7 +176,7 @@ def fill(root: Path, results: Path) -> None:
 
     summary, comparison = 0, 2
     realism = kept("realism", 0)
-    short = (FAITHFUL, "FaSDiff-Edge, realism 1", "WebP", "AVIF")
+    short = (OURS_FAITHFUL, f"{OURS}, realism 1", "WebP", "AVIF")
     new = {
         ("README.md", "val-table"): [
             *(kept(name, summary) for name in ("val-140", "val-42", "portrait-20")),
@@ -189,9 +194,7 @@ def fill(root: Path, results: Path) -> None:
         ],
     }
     for (name, mark), tables in new.items():
-        path = root / name
-        text = replace_tables(path.read_text(encoding="utf-8"), mark, tables)
-        path.write_text(text, encoding="utf-8")
+        refill(root / name, mark, tables)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -206,10 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--latency", type=Path, nargs="+", help="reports: fill that table alone")
     args = parser.parse_args(argv)
     if args.latency:
-        path = HERE.parent / "README.md"
-        new = [latency_table(args.latency)]
-        text = replace_tables(path.read_text(encoding="utf-8"), "latency-table", new)
-        path.write_text(text, encoding="utf-8")
+        refill(HERE.parent / "README.md", "latency-table", [latency_table(args.latency)])
         return 0
     if args.data is None and not args.measured:
         parser.error("--data is missing")
@@ -218,12 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"there is no {', '.join(unknown)}; there are {', '.join(MEASUREMENTS)}")
     model_id = load_model(args.model).entropy.model_id
     results = args.results or HERE / "results" / f"model-{model_id:04x}"
-    extra = ["--model", args.model, "--jobs", str(args.jobs)]
+    extra = ["--model", args.model]
     if args.cache:
         extra += ["--cache", str(args.cache)]
     if not args.measured:
         for name in names:
-            measure(name, args.data, results, extra)
+            measure(name, args.data, results, extra, args.jobs)
     fill(HERE.parent, results)
     return 0
 

@@ -826,7 +826,7 @@ def test_groups_have_a_column_for_each_budget(tmp_path: Path) -> None:
         | {"identity": str(identity), "not_same": str(lost)}
         for budget, lost in (("300 B", 1), ("500 B", 0))
         for race, identity in (("all", 0.25), ("Black", 0.2))
-        for codec in (release.FAITHFUL, "WebP")
+        for codec in (measure.OURS_FAITHFUL, "WebP")
     ]
     tables.write_tsv(tmp_path / "groups.tsv", rows)
     assert release.group_table(tmp_path / "groups.tsv") == [
@@ -847,7 +847,7 @@ def test_the_documents_have_room_for_every_table(tmp_path: Path) -> None:
         head = f"| {name} | metric |\n| :-- | :-- |\n| WebP | PSNR |"
         (folder / "tables.md").write_text("\n\n".join([head] * kinds[what.program]))
     groups = "codec\tbudget\trace\tgender\timages\tidentity\tnot_same\n"
-    row = f"{release.FAITHFUL}\t300 B\tall\t\t5\t0.25\t0\n"
+    row = f"{measure.OURS_FAITHFUL}\t300 B\tall\t\t5\t0.25\t0\n"
     (tmp_path / "results" / "val-700" / "val-256-groups.tsv").write_text(groups + row)
     for document in ("README.md", "MODEL_CARD.md"):
         (tmp_path / document).write_text((root / document).read_text(encoding="utf-8"))
