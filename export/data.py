@@ -110,6 +110,18 @@ class BatchKind:
     detailed: bool = False
 
 
+def crops_and_faces(crops: int, faces: int, large_share: float) -> list[BatchKind]:
+    """Batches of crops of 128 at the scale that faces of 256 have, and of whole faces at 256.
+
+    Args:
+      crops, faces: in a batch; large_share: of the batches are of whole faces.
+    """
+    return [
+        BatchKind(128, crops, 0.35, 1 - large_share),
+        BatchKind(256, faces, 0.85, large_share),
+    ]
+
+
 KindAndBatch = tuple[BatchKind, tuple[np.ndarray, ...]]
 
 
@@ -204,6 +216,11 @@ class Crops:
             for _ in range(kind.count)
         ]
         return kind, tuple(np.stack([item[j] for item in items]) for j in range(4))
+
+
+def spread(faces: list[Face], count: int) -> list[Face]:
+    """At most `count` of the faces, from all over the list, which is in the order of its groups."""
+    return faces[:: max(1, len(faces) // count)][:count]
 
 
 class FaceSampler(Crops):

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export.data import BatchKind, Face, face_sampler, read_index
+from export.data import BatchKind, Face, spread
 from export.diffusion import (
     Condition,
     condition_of,
@@ -152,9 +152,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             )
             for detailed, sharp in ((True, s.sharp_share), (False, 1 - s.sharp_share))
         ]
-        faces = read_index(Path(args.data), "train")
-        self.sampler = face_sampler(faces, s.seed + self.step, kinds, args.workers)
-        self.val = read_index(Path(args.data), "val")
+        self.feed(kinds)
         self.perceptual = PerceptualLoss().to(device())
         self.identity = IdentityLoss(Path(args.weights) / "mobilefacenet.onnx").to(device())
         self.compressor = CodecSettings(
@@ -314,15 +312,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
 
     def validate(self) -> None:
         rows = evaluate(self.ema_model(), self.val, self.args.validate_count, self.settings)
-        with open(self.out / "curve.tsv", "a") as f:
-            for row in rows:
-                values = [self.elapsed / 60, self.step, self.images, *row]
-                f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
-                print("val", *(f"{v:.5g}" for v in row), flush=True)
-        score = sum(row[3] for row in rows)  # perceptual distance
-        if score < self.best:
-            self.best = score
-            self.save("best.pt")
+        self.judge(rows, sum(row[3] for row in rows))  # perceptual distance
 
 
 @torch.no_grad()
@@ -331,7 +321,7 @@ def evaluate(
 ) -> list[tuple[float, ...]]:
     """Means over `count` faces: rows (steps, realism, PSNR, perceptual distance, sharpness)."""
     perceptual = PerceptualLoss().to(device())
-    faces = faces[:: max(1, len(faces) // count)][:count]
+    faces = spread(faces, count)
     rows = []
     for steps, realism in ((1, 0.0), (1, 0.5), (1, 1.0), (2, 1.0), (4, 1.0)):
         total = np.zeros(3)

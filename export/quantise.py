@@ -23,7 +23,7 @@ import torch
 from onnx import helper, numpy_helper
 from torch import Tensor
 
-from export.data import BatchKind, Face, FaceSampler, read_index
+from export.data import Face, FaceSampler, crops_and_faces, read_index
 from export.diffusion import condition_of, decode
 from export.equalise import equalise
 from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
@@ -69,8 +69,7 @@ def calibrate(codec: Codec, batches: list[Tensor]) -> None:
 
 
 def calibration_batches(faces: list[Face]) -> list[Tensor]:
-    kinds = [BatchKind(128, 16, 0.35, 0.5), BatchKind(256, 4, 0.85, 0.5)]
-    sampler = FaceSampler(faces, 11, kinds)
+    sampler = FaceSampler(faces, 11, crops_and_faces(16, 4, 0.5))
     return [torch.from_numpy(sampler.next()[0]).float() for _ in range(CALIBRATION_BATCHES)]
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from export.data import HEADER_BYTES, Face, read_index, read_square
+from export.data import HEADER_BYTES, Face, read_index, read_square, spread
 from export.integer_entropy import NUM_PLANES, EntropyModel, IntegerConv2d
 from export.networks import Codec, split_bands
 from export.to_onnx import load_codec
@@ -108,8 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     codec, _ = load_codec(args.checkpoint)
-    faces = read_index(args.data, "val")
-    faces = faces[:: max(1, len(faces) // args.count)][: args.count]
+    faces = spread(read_index(args.data, "val"), args.count)
     rows = report(codec, faces, [float(v) for v in args.qualities.split(",")])
     print(f"Mean bytes over {len(faces)} faces of val at {SIZE}x{SIZE}\n")
     print("| part | " + " | ".join(f"quality {row['quality']}" for row in rows) + " |")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import Face, gaussians, read_index, read_square_face
+from export.data import Face, gaussians, read_index, read_square_face, spread
 from export.losses import IdentityLoss, sampling_theta
 from export.networks import Codec, merge_bands, split_bands
 from export.to_onnx import load_codec
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="faces")
     args = parser.parse_args()
     faces = [face for face in read_index(args.data, "train") if face.source == "fairface"]
-    faces = faces[:: max(1, len(faces) // args.count)][: args.count]
+    faces = spread(faces, args.count)
     identity = IdentityLoss(args.weights / "mobilefacenet.onnx")
     print("| spot | share of the squared error | sensitivity |\n| :-- | --: | --: |")
     for name, row in sensitivities(load_codec(args.checkpoint)[0], identity, faces).items():

@@ -27,9 +27,9 @@ from export.data import (
     BatchKind,
     Face,
     FaceSampler,
-    face_sampler,
-    read_index,
+    crops_and_faces,
     read_square,
+    spread,
 )
 from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss, structural_distance
@@ -204,10 +204,7 @@ class Trainer(Run[Codec, Settings]):
         settings = self.settings
         if args.workers and len(set(settings.large_share)) > 1:
             raise ValueError("large_share must stay where it is with --workers")
-        faces = read_index(Path(args.data), "train")
-        kinds = self.batch_kinds(0.0)
-        self.sampler = face_sampler(faces, settings.seed + self.step, kinds, args.workers)
-        self.val = read_index(Path(args.data), "val")
+        self.feed(self.batch_kinds(0.0))
         self.teacher = frozen_codec(Path(args.teacher)) if args.teacher else None
         self.perceptual: PerceptualLoss | None = None
         self.identity: IdentityLoss | None = None
@@ -235,13 +232,9 @@ class Trainer(Run[Codec, Settings]):
         return self.model.config_dict()
 
     def batch_kinds(self, progress: float) -> list[BatchKind]:
-        """Crops at the scale that faces of 256 pixels have, and whole faces at 256."""
         s = self.settings
         large = s.large_share[0] + (s.large_share[1] - s.large_share[0]) * progress
-        return [
-            BatchKind(128, s.batch_128, 0.35, 1 - large),
-            BatchKind(256, s.batch_256, 0.85, large),
-        ]
+        return crops_and_faces(s.batch_128, s.batch_256, large)
 
     def draw_q(self, count: int) -> np.ndarray:
         """Qualities of the base, int64 [count]."""
@@ -361,14 +354,7 @@ class Trainer(Run[Codec, Settings]):
         """PSNR, bytes and perceptual distance of the EMA weights on some `val` faces at 256x256."""
         rows = evaluate(self.ema_model(), self.val, self.args.validate_count, VALIDATE_Q)
         score = rate_distortion(self.settings, rows)
-        if score < self.best:
-            self.best = score
-            self.save("best.pt")
-        with open(self.out / "curve.tsv", "a") as f:
-            for row in rows:
-                values = [self.elapsed / 60, self.step, self.images, *row]
-                f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
-                print("val", *(f"{v:.5g}" for v in row), flush=True)
+        self.judge(rows, score)
         print(f"val loss {score:.5f}, best {self.best:.5f}", flush=True)
 
 
@@ -391,7 +377,7 @@ def evaluate(
     With a residual both are at realism 0.
     """
     first = model.config.entropy.residual_from
-    faces = faces[:: max(1, len(faces) // count)][:count]
+    faces = spread(faces, count)
     rows = []
     for q in qualities:
         total = np.zeros(3)

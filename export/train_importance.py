@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.data import BatchKind, FaceSampler, nearness, read_index, read_square_face
+from export.data import BatchKind, FaceSampler, nearness, read_index, read_square_face, spread
 from export.networks import Analysis, codec_from_dict, split_bands
 from export.precision import mixed_precision
 
@@ -63,9 +63,8 @@ def train(analysis: Analysis, sampler: FaceSampler, seconds: float) -> float:
 @torch.no_grad()
 def explained(analysis: Analysis, root: Path, count: int) -> float:
     """Share of the variance that is explained on `val` faces at 256x256, clamped."""
-    faces = read_index(root, "val")
     found, expected = [], []
-    for face in faces[:: max(1, len(faces) // count)][:count]:
+    for face in spread(read_index(root, "val"), count):
         picture, points = read_square_face(face, SIZE)
         image = torch.from_numpy(picture)
         found.append(predicted_near(analysis, image, bf16=False).clamp(0, 1).flatten())

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import BatchKind, face_sampler, read_index, read_square
+from export.data import crops_and_faces, read_square, spread
 from export.diffusion import Condition, condition_of, denoise, only_student, sample, times
+from export.distil import STEP_COUNTS
 from export.networks import Codec, codec_from_dict, frozen_codec, split_bands
 from export.precision import to_device
 from export.train import BALANCE, REFERENCE_LAMBDA, draw_refined, pattern, rate_lambda
@@ -55,13 +56,7 @@ class RoundingTrainer(Run[Codec, RoundingSettings]):
     def __init__(self, args: argparse.Namespace, settings: RoundingSettings) -> None:
         super().__init__(args, settings)
         s = self.settings
-        kinds = [
-            BatchKind(128, s.batch_128, 0.35, 1 - s.large_share),
-            BatchKind(256, s.batch_256, 0.85, s.large_share),
-        ]
-        faces = read_index(Path(args.data), "train")
-        self.sampler = face_sampler(faces, s.seed + self.step, kinds, args.workers)
-        self.val = read_index(Path(args.data), "val")
+        self.feed(crops_and_faces(s.batch_128, s.batch_256, s.large_share))
         self.float_codec = frozen_codec(Path(args.codec))
         self.compressor = CodecSettings()
 
@@ -96,7 +91,7 @@ class RoundingTrainer(Run[Codec, RoundingSettings]):
         q, realism = self.draw(count)
         with torch.no_grad():
             told, _ = condition_of(self.model, bands, q)
-        steps = int(self.rng.choice((2, 4))) if self.rng.random() < s.several_steps else 1
+        steps = int(self.rng.choice(STEP_COUNTS[1:])) if self.rng.random() < s.several_steps else 1
         schedule = times(steps)
         index = int(self.rng.integers(0, steps))
 
@@ -124,8 +119,7 @@ class RoundingTrainer(Run[Codec, RoundingSettings]):
     def validate(self) -> None:
         """Squared errors of INT8 against float at realism 0, with and without a residual."""
         model = self.ema_model()
-        count = self.args.validate_count
-        faces = self.val[:: max(1, len(self.val) // count)][:count]
+        faces = spread(self.val, self.args.validate_count)
         found = []
         for q in VALIDATED:
             total = 0.0
@@ -140,11 +134,4 @@ class RoundingTrainer(Run[Codec, RoundingSettings]):
                 away = (out[0] - out[1]) * model.g_s.scale
                 total += float(away.square().mean()) * 127.5**2
             found.append(total / len(faces))
-        print("val", *(f"{v:.4f}" for v in found), flush=True)
-        with open(self.out / "curve.tsv", "a") as f:
-            values = [self.elapsed / 60, self.step, self.images, *found]
-            f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
-        score = float(np.mean(np.log(found)))
-        if score < self.best:
-            self.best = score
-            self.save("best.pt")
+        self.judge([tuple(found)], float(np.mean(np.log(found))))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.data import BatchKind, Face, face_sampler, read_index, read_square
+from export.data import Face, crops_and_faces, read_square, spread
 from export.diffusion import (
     Condition,
     condition_of,
@@ -59,13 +59,7 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
     def __init__(self, args: argparse.Namespace, settings: TeacherSettings) -> None:
         super().__init__(args, settings)
         s = self.settings
-        kinds = [
-            BatchKind(128, s.batch_128, 0.35, 1 - s.large_share),
-            BatchKind(256, s.batch_256, 0.85, s.large_share),
-        ]
-        faces = read_index(Path(args.data), "train")
-        self.sampler = face_sampler(faces, s.seed + self.step, kinds, args.workers)
-        self.val = read_index(Path(args.data), "val")
+        self.feed(crops_and_faces(s.batch_128, s.batch_256, s.large_share))
 
     def build(self, state: dict[str, Any] | None) -> Codec:
         if state is None:
@@ -101,15 +95,7 @@ class TeacherTrainer(Run[Codec, TeacherSettings]):
 
     def validate(self) -> None:
         rows = evaluate(self.ema_model(), self.val, self.args.validate_count, self.settings)
-        with open(self.out / "curve.tsv", "a") as f:
-            for row in rows:
-                values = [self.elapsed / 60, self.step, self.images, *row]
-                f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
-                print("val", *(f"{v:.5g}" for v in row), flush=True)
-        score = rows[-1][2]
-        if score < self.best:
-            self.best = score
-            self.save("best.pt")
+        self.judge(rows, rows[-1][2])
 
 
 @torch.no_grad()
@@ -143,7 +129,7 @@ def evaluate(
 ) -> list[tuple[float, ...]]:
     """Means over `count` faces: rows (steps, PSNR, perceptual distance, relative sharpness)."""
     perceptual = PerceptualLoss().to(device())
-    faces = faces[:: max(1, len(faces) // count)][:count]
+    faces = spread(faces, count)
     rows = []
     for steps in STEPS:
         total = np.zeros(3)

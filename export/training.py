@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.data import BatchKind, face_sampler, read_index
 from export.integer_entropy import IntegerConv2d
 from export.optim import Muon
 from export.precision import device
@@ -190,6 +191,28 @@ class Run(Generic[M, S]):
     def extra_state(self) -> dict[str, Any]:
         """What else a checkpoint holds, under "extra"."""
         return {}
+
+    # -- for what is overridden --------------------------------------------------------------------
+    def feed(self, kinds: list[BatchKind]) -> None:
+        """Read the faces of `args.data`: `sampler` cuts batches of them, `val` are to validate on.
+
+        With `args.workers`, processes cut them.
+        """
+        faces = read_index(Path(self.args.data), "train")
+        seed = self.settings.seed + self.step
+        self.sampler = face_sampler(faces, seed, kinds, self.args.workers)
+        self.val = read_index(Path(self.args.data), "val")
+
+    def judge(self, rows: list[tuple[float, ...]], score: float) -> None:
+        """Log what was measured on `val`; keep the state if its score is the lowest so far."""
+        with open(self.out / "curve.tsv", "a") as f:
+            for row in rows:
+                values = [self.elapsed / 60, self.step, self.images, *row]
+                f.write("\t".join(f"{v:.6g}" for v in values) + "\n")
+                print("val", *(f"{v:.5g}" for v in row), flush=True)
+        if score < self.best:
+            self.best = score
+            self.save("best.pt")
 
     # --------------------------------------------------------------------------------------------
     def _load(self) -> dict[str, Any] | None:
