@@ -329,7 +329,8 @@ py::array_t<double> PartBitsPy(const EntropyModel& model, const py::array& s, co
 std::tuple<py::array_t<int32_t>, py::array_t<uint16_t>> IndexesPy(const EntropyModel& model,
                                                                   const py::array& s,
                                                                   const py::array& z,
-                                                                  const py::array& y, int q) {
+                                                                  const py::array& y, int q,
+                                                                  bool with_residual) {
   const LatentSize size = SizeOf(model, y);
   const LatentsView latents = View(model, s, z, y, size);
   py::array_t<int32_t> base({model.num_y, size.hy, size.wy});
@@ -339,7 +340,7 @@ std::tuple<py::array_t<int32_t>, py::array_t<uint16_t>> IndexesPy(const EntropyM
   Status status;
   {
     py::gil_scoped_release release;
-    status = PredictIndexes(model, latents, size, q, base_out, table_out);
+    status = PredictIndexes(model, latents, size, q, with_residual, base_out, table_out);
   }
   Check(status);
   return {std::move(base), std::move(table)};
@@ -424,7 +425,8 @@ PYBIND11_MODULE(_core, m) {
       .def("decode", &DecodePy, py::arg("payload"), py::arg("q"), py::arg("hy"), py::arg("wy"),
            py::arg("truncated_ok") = false)
       .def("part_bits", &PartBitsPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"))
-      .def("indexes", &IndexesPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"));
+      .def("indexes", &IndexesPy, py::arg("s"), py::arg("z"), py::arg("y"), py::arg("q"),
+           py::arg("with_residual") = true);
 
   py::class_<CodedBase>(m, "CodedBase")
       .def_property_readonly("levels", &LevelsPy)

@@ -554,23 +554,25 @@ Status CodedBase::Encode(const int32_t* residual, const int32_t* prices, int q,
 }
 
 Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
-                      int32_t* base, uint16_t* table) {
+                      bool with_residual, int32_t* base, uint16_t* table) {
   const Status status = CheckArguments(size, model, q);
   if (status != Status::kOk) return status;
   if (!AllInRange(model, latents, size)) return Status::kSymbolOutOfRange;
   const LevelRange range(model);
   std::fill_n(base, static_cast<size_t>(model.num_y) * size.y_plane(), 0);
   std::fill_n(table, static_cast<size_t>(model.num_y) * size.y_plane(), uint16_t{0});
-  return ForEachLevel(model, size, q,
-                      [&](int part, size_t at, const Prediction& p, int32_t* level) {
-                        *level = Source(latents, part)[at];
-                        Quantise(model, range, p, level);
-                        if (part >= 2) {
-                          base[at] = p.base;
-                          table[at] = p.table;
-                        }
-                        return Status::kOk;
-                      });
+  const auto visit = [&](int part, size_t at, const Prediction& p, int32_t* level) {
+    *level = Source(latents, part)[at];
+    Quantise(model, range, p, level);
+    if (part >= 2) {
+      base[at] = p.base;
+      table[at] = p.table;
+    }
+    return Status::kOk;
+  };
+  if (with_residual) return ForEachLevel(model, size, q, visit);
+  Predictor predictor(model, size, q);
+  return ForEachBaseLevel(model, size, &predictor, visit);
 }
 
 }  // namespace fasdiff

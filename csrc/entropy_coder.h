@@ -105,10 +105,11 @@ class CodedBase {
   std::unique_ptr<State> state_;
 };
 
-// What a decoder uses for each symbol of y: base and table are [Cy, hy, wy] like y.
+// What a decoder uses for each symbol of y: base and table are [Cy, hy, wy] like y; zero where
+// nothing is coded, and, without `with_residual`, in the residual, which takes most of the time.
 // kBadLatentShape, kBadQuality, kSymbolOutOfRange.
 Status PredictIndexes(const EntropyModel& model, const LatentsView& latents, LatentSize size, int q,
-                      int32_t* base, uint16_t* table);
+                      bool with_residual, int32_t* base, uint16_t* table);
 
 }  // namespace fasdiff
 

@@ -2,8 +2,9 @@
 
     python -m export.to_onnx RUN/checkpoint.pt fasdiff_edge/models/edge
 
-Writes analysis.onnx, synthesis.onnx (float16 weights, cast to float32 in the graph),
-entropy_model.bin and manifest.json with the SHA-256 of each. The EMA weights are exported.
+Writes analysis.onnx, synthesis.onnx and residual.onnx (float16 weights, cast to float32 in the
+graph), gradient.onnx (`export.gradient`), entropy_model.bin and manifest.json with the SHA-256 of
+each. The EMA weights are exported.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from export.diffusion import TIME_SHIFT
+from export.gradient import write_gradient
 from export.integer_entropy import serialize
 from export.networks import NUM_BANDS, Codec, codec_from_dict
 from export.pack import RANGES
@@ -31,6 +33,7 @@ from export.quantise import to_qdq
 from export.quantised import QuantisedConv2d, restore_convolutions
 
 OPSET = 17
+GRAPHS = ("analysis.onnx", "synthesis.onnx", "residual.onnx", "gradient.onnx")
 HALF_FROM = 256  # initialisers with at least so many values are stored as float16
 
 
@@ -175,10 +178,11 @@ def export_model(
         folder / "synthesis.onnx",
         of_student,
     )
+    write_gradient(folder)
     (folder / "entropy_model.bin").write_bytes(serialize(codec.entropy))
     files = {
         f: hashlib.sha256((folder / f).read_bytes()).hexdigest()
-        for f in ("analysis.onnx", "synthesis.onnx", "residual.onnx", "entropy_model.bin")
+        for f in (*GRAPHS, "entropy_model.bin")
     }
     manifest = {
         "format": 1,

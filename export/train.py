@@ -88,6 +88,7 @@ class Settings(RunSettings):
     identity_features: float = 0.3  # of the embedder's feature maps, against its embedding
     identity_share: float = 0.125  # of the batch: it costs as much as the codec itself
     distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
+    only_analysis: bool = False  # leave what a decoder knows as it is: files of before still decode
 
 
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
@@ -226,6 +227,9 @@ class Trainer(Run[Codec, Settings]):
             model = codec_from_dict(state["config"])
             model.load_state_dict(state["model"])
         model.entropy.residual_gains.requires_grad_(False)  # `export/train_residual.py` set them
+        if self.settings.only_analysis:
+            model.requires_grad_(False)
+            model.g_a.requires_grad_(True)
         return model
 
     def config(self) -> dict[str, Any]:

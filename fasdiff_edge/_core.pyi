@@ -240,11 +240,17 @@ class EntropyModel:
         """
 
     def indexes(
-        self, s: npt.NDArray[Any], z: npt.NDArray[Any], y: npt.NDArray[Any], q: int
+        self,
+        s: npt.NDArray[Any],
+        z: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        q: int,
+        with_residual: bool = True,
     ) -> tuple[_Int32, _UInt16]:
         """What a decoder uses for each symbol of y: (base, table), both shaped like y.
 
-        The base is the predicted mean, as a level.
+        The base is the predicted mean, as a level. Without `with_residual` both are zero in the
+        residual.
 
         Raises:
           ValueError: as encode.

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,17 +16,20 @@ from numpy.typing import NDArray
 from . import _core, bitstream, imaging
 from .bitstream import Header
 from .engines import Graph, load_graph
-from .entropy_model import CodedBase, EntropyModel, Levels, prices_at
+from .entropy_model import CodedBase, EntropyModel, Levels, Rates, prices_at
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands
-from .models import ANALYSIS, RESIDUAL, SYNTHESIS, Model, installed, load_model
+from .models import ANALYSIS, GRADIENT, RESIDUAL, SYNTHESIS, Model, installed, load_model
 from .rate import OF_RESIDUAL, Search, estimate_bytes, find_quality
+from .refinement import refine
 from .sampler import Prompt, Schedule, sample
 from .stages import stage
 
 Array = NDArray[np.float32]
 
 DEFAULT_QUALITY = 32.0
+MAX_EFFORT = 64  # passes
+_SLACK = 6.0  # bits of a budget that are left to the range coder's ending
 _NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
 _LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
 _PLAIN = 1.4  # times the estimated bytes of the whole base: a budget for a residual as well
@@ -41,8 +44,9 @@ class Encoder:
         model: str | os.PathLike[str] = "edge",
         engine: str = "auto",
         threads: int | None = None,
+        effort: int = 0,
     ) -> None:
-        """Load the analysis graph. The others follow with the first file that needs a residual.
+        """Load the analysis graph. The others follow with the first file that needs them.
 
         Args:
           model: the name of a shipped model, or the path of a model directory.
@@ -51,17 +55,25 @@ class Encoder:
             where installed, else ONNX Runtime.
           threads: of the inference engine, at least 1; None follows that profile, or else leaves
             it to the engine.
+          effort: 0..64, passes that refine each image (`refinement`): the same bytes say more, for
+            the time of about four decodings each. 8 bring most of it. Decoders do not notice.
         Raises:
           OptionError, ModelError, EngineError.
         """
         threads = _check_threads(threads)
+        self._effort = _check_effort(effort)
         self._model = load_model(model)
+        if self._effort and not self._model.has(GRADIENT):
+            raise OptionError(
+                f"effort is {effort}, but the model {self._model.name} has no {GRADIENT}"
+            )
         self._graph = load_graph(self._model.read(ANALYSIS), engine, threads)
         _check_ports(self._graph, ["bands"], ["y", "z", "s", "price"])
         self._engine, self._threads = engine, threads
         self._lock = threading.Lock()
         self._workers = ThreadPoolExecutor(1, "fasdiff-encoder")
         self._closed_loop: tuple[_Student, Graph] | None = None
+        self._gradient: Graph | None = None
 
     def encode(
         self,
@@ -92,7 +104,7 @@ class Encoder:
         highest = _check_quality(quality)
         first = _largest_scale(*image.shape[:2])
         if max_bytes is None:
-            latents = self._analyse(image, first)
+            latents = self._refined(self._analyse(image, first), highest)
             payload = self._code(latents, highest)
             return self._pack(image, first, highest, payload)
         return self._encode_within(image, _check_count("max_bytes", max_bytes), highest, first)
@@ -120,6 +132,8 @@ class Encoder:
             if scale not in analysed:
                 analysed[scale] = self._analyse(image, scale)
             found = self._search(analysed[scale], limit, low, high)
+            if found.quality is not None and self._effort:
+                found = self._refine_within(analysed[scale], limit, low, high, found)
             if found.quality is not None:
                 return self._pack(image, scale, found.quality, found.payload)
             if low == 0:
@@ -168,6 +182,59 @@ class Encoder:
             y=outputs["y"][0],
             price=outputs["price"][0, 0],
         )
+
+    def _refined(
+        self, latents: _Latents, quality: int, limit: int | None = None, size: int = 0
+    ) -> _Latents:
+        """Latents that serve the image better at this quality, by as many passes as asked for.
+
+        Args:
+          limit: bytes that the payload should come to, where it has `size` as the latents are;
+            None: about what it has.
+        """
+        if not self._effort:
+            return latents
+        with stage("refinement"):
+            image = _Refinement(self._model.entropy, self._gradient_graph(), latents, quality)
+            y = latents.y / image.step
+            budget = None
+            if limit is not None:
+                budget = max(1.0, image.rates(y).bits + 8 * (limit - size) - _SLACK)
+            y = refine(y, image.rates, image.error, self._effort, budget)
+            return replace(latents, y=y * image.step, left=None)
+
+    def _refine_within(
+        self, latents: _Latents, limit: int, low: int, high: int, found: Search
+    ) -> Search:
+        """What fits when the latents are refined, where as they are they gave `found`.
+
+        Rounded at another quality, refined latents lose a third of their gain: without a residual,
+        the quality is chosen first, a little over what fits now, and the bytes are brought down to
+        the limit.
+        """
+        assert found.quality is not None
+        chosen, size = found.quality, len(found.payload)
+        if chosen < self._model.entropy.residual_from:
+            if chosen + 1 in found.sizes:
+                chosen, size = chosen + 1, found.sizes[chosen + 1]
+            latents = self._refined(latents, chosen, limit, size)
+            payload = self._code(latents, chosen)
+            if len(payload) <= limit:
+                return Search(chosen, payload)
+        else:
+            latents = self._refined(latents, chosen)
+        better = self._search(latents, limit, low, high)
+        return found if better.quality is None else better
+
+    def _gradient_graph(self) -> Graph:
+        with self._lock:
+            if self._gradient is None:
+                # Two parts of one graph, see `export/gradient.py`.
+                graph = self._model.read(SYNTHESIS) + self._model.read(GRADIENT)
+                self._gradient = load_graph(graph, self._engine, self._threads)
+                inputs = [*_student_inputs(self._model.entropy), "target", "weight"]
+                _check_ports(self._gradient, inputs, ["bands", "error", "prompt_gradient"])
+            return self._gradient
 
     def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
         """The largest quality in low .. high that fits, where low is below the residual's.
@@ -342,29 +409,74 @@ class _Student:
     def __init__(self, model: Model, engine: str, num_steps: int, threads: int | None) -> None:
         self._graph = load_graph(model.read(SYNTHESIS), engine, threads)
         self._schedule = Schedule(num_steps, model.time_shift, model.deviations)
-        self._has_residual = model.entropy.num_residual > 0
-        residual = ["residual"] if self._has_residual else []
-        inputs = ["prompt", "s_hat", "x_t", "t", "realism", "quality", *residual]
-        _check_ports(self._graph, inputs, ["bands"])
+        self._entropy = model.entropy
+        _check_ports(self._graph, _student_inputs(model.entropy), ["bands"])
 
     def bands(self, prompt: Prompt, noise: Array, realism: float) -> Array:
         """float32 [48, 4 hy, 4 wy], of noise of that shape."""
         return sample(self._denoise, prompt, noise, realism, self._schedule)
 
     def _denoise(self, prompt: Prompt, x_t: Array, t: Array, realism: Array) -> Array:
-        inputs = {
-            "prompt": prompt.visual,
-            "s_hat": prompt.s_hat,
-            "quality": prompt.quality,
-            "x_t": x_t,
-            "t": t,
-            "realism": realism,
-        }
-        if self._has_residual:
-            inputs["residual"] = prompt.residual
-        bands = self._graph.run(inputs)["bands"]
+        bands = self._graph.run(_student_arrays(self._entropy, prompt, x_t, t, realism))["bands"]
         _check_shape("bands", bands, x_t.shape)
         return bands
+
+
+def _student_inputs(entropy: EntropyModel) -> list[str]:
+    residual = ["residual"] if entropy.num_residual > 0 else []
+    return ["prompt", "s_hat", "x_t", "t", "realism", "quality", *residual]
+
+
+def _student_arrays(
+    entropy: EntropyModel, prompt: Prompt, x_t: Array, t: Array, realism: Array
+) -> dict[str, Array]:
+    """`_student_inputs` and their values."""
+    known = {
+        "prompt": prompt.visual,
+        "s_hat": prompt.s_hat,
+        "quality": prompt.quality,
+        "residual": prompt.residual,
+        "x_t": x_t,
+        "t": t,
+        "realism": realism,
+    }
+    return {name: known[name] for name in _student_inputs(entropy)}
+
+
+class _Refinement:
+    """What `refine` asks about one image, at one quality of its base.
+
+    Attributes:
+      step: float32 [num_base, 1, 1], latent units per symbol.
+    """
+
+    def __init__(
+        self, entropy: EntropyModel, graph: Graph, latents: _Latents, quality: int
+    ) -> None:
+        self._entropy, self._graph, self._bands = entropy, graph, latents.bands
+        first = entropy.residual_from
+        self._quality = min(quality, first)
+        self.step = entropy.steps(self._quality)[: entropy.num_base]
+        levels = entropy.round_latents(latents.s, latents.z, latents.y, self._quality)
+        payload = entropy.encode(levels, self._quality)
+        self._levels = entropy.decode(payload, self._quality, latents.y.shape[1:])
+        # An error counts as much as it may cost to mend.
+        price = prices_at(latents.price, max(quality, first), first).astype(np.float32)
+        weight = price.mean() / np.maximum(price, 1)
+        self._weight = weight.repeat(4, 0).repeat(4, 1)
+
+    def rates(self, y: Array) -> Rates:
+        return self._entropy.rates(self._levels, y, self._quality)
+
+    def error(self, decoded: Levels) -> tuple[float, Array]:
+        prompt = _prompt(self._entropy, decoded, self._quality)
+        x_t, t = np.zeros_like(self._bands)[None], np.ones(1, np.float32)
+        inputs = _student_arrays(self._entropy, prompt, x_t, t, np.zeros(1, np.float32))
+        target = {"target": self._bands[None], "weight": self._weight[None, None]}
+        found = self._graph.run({**inputs, **target})
+        gradient = found["prompt_gradient"]
+        _check_shape("prompt_gradient", gradient, prompt.visual.shape)
+        return float(found["error"]), gradient[0, : self._entropy.num_base] * self.step
 
 
 @dataclass
@@ -457,6 +569,16 @@ def _check_count(name: str, value: int) -> int:
 
 def _check_threads(threads: int | None) -> int | None:
     return None if threads is None else _check_count("threads", threads)
+
+
+def _check_effort(effort: int) -> int:
+    try:
+        passes = operator.index(effort)
+    except TypeError:
+        passes = -1
+    if not 0 <= passes <= MAX_EFFORT or isinstance(effort, bool):
+        raise OptionError(f"effort is {effort!r}; it must be a whole number, 0..{MAX_EFFORT}")
+    return passes
 
 
 def _check_real(name: str, value: float) -> float:

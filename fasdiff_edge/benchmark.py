@@ -121,13 +121,13 @@ def measure(configuration: Configuration, picture: Path, options: dict[str, Any]
 
     Args:
       picture: an image file, of the size of the configuration.
-      options: "models" as `by_precision` gives them, "max_bytes", "repeats".
+      options: "models" as `by_precision` gives them, "max_bytes", "effort", "repeats".
     Raises:
       FasdiffError: the codec does not do what is being timed.
     """
     c, budget = configuration, options["max_bytes"]
     model = options["models"][c.precision]
-    encoder = Encoder(model, c.engine, c.threads)
+    encoder = Encoder(model, c.engine, c.threads, options["effort"])
     decoder = Decoder(model, c.engine, c.steps, threads=c.threads)
     image = read_picture(picture.read_bytes())
     data = encoder.encode(image, max_bytes=budget)

@@ -7,6 +7,7 @@ The probability of a symbol is a function of symbols decoded before it, in integ
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -41,6 +42,23 @@ class Levels:
     s: NDArray[np.int32]
     z: NDArray[np.int32]
     y: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What latents would cost.
+
+    Attributes:
+      decoded: what the decoder would have; the residual's are zero.
+      bits: of y, without the residual.
+      slope: float32 [num_base, hy, wy], by how many bits each y costs more for every symbol that it
+        is larger, with its rounding taken as uniform noise (Balle et al., ICLR 2017) and the
+        predictions as they are.
+    """
+
+    decoded: Levels
+    bits: float
+    slope: NDArray[np.float32]
 
 
 class EntropyModel:
@@ -79,6 +97,54 @@ class EntropyModel:
         self._s_step = np.asarray(self._core.s_step, dtype=np.int32)
         self._z_step = np.asarray(self._core.z_step, dtype=np.int32)
         self._y_step = np.asarray(self._core.y_step, dtype=np.int32)
+
+    @functools.cached_property
+    def _bits(self) -> tuple[NDArray[np.float32], int]:
+        """Bits of values in each table, [tables, 2 reach + 1], of value 0 in the middle; reach."""
+        tables = [_core.cdf_table(self._core, index) for index in range(self._core.num_tables)]
+        reach = max(max(-lowest, lowest + len(cdf) - 3) for lowest, cdf in tables)
+        bits = np.empty((len(tables), 2 * reach + 1), np.float32)
+        values = np.arange(-reach, reach + 1)
+        for row, (lowest, cdf) in zip(bits, tables, strict=True):
+            # past a table's ends as at them: nothing pulls further out
+            at = np.clip(values - lowest, 0, len(cdf) - 3)
+            row[:] = np.log2(cdf[-1] / np.diff(cdf.astype(np.float64))[at])
+        return bits, reach
+
+    def rates(self, levels: Levels, y: NDArray[np.float32], quality: int) -> Rates:
+        """What a base would cost. An encoder's own affair: nothing that is coded depends on it.
+
+        Args:
+          levels: s and z; its y is not looked at.
+          y: float32 [num_base, hy, wy], in symbols.
+          quality: in quarter steps, at most `residual_from`.
+        """
+        wanted = np.zeros((self.num_y, *y.shape[1:]), np.int32)
+        base = slice(0, self.num_base)
+        wanted[base] = self._round(y)
+        means, tables = self._core.indexes(levels.s, levels.z, wanted, quality, with_residual=False)
+        mean = means[base] / np.float32(self._unit)
+        bits, reach = self._bits
+        rows = bits.shape[1] * tables[base].astype(np.int64) + reach
+
+        def bits_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = bits.ravel()[
+                rows + np.clip(values, -reach, reach).astype(np.int64)
+            ]
+            return found
+
+        half = np.float32(0.5)
+        away = wanted[base] / np.float32(self._unit) - mean
+        value = np.floor(away + half)
+        below = np.floor(away - half)
+        share = (away - half - below).astype(np.float32)
+        low, middle, high = (bits_of(below + more) for more in (0, 1, 2))
+        wanted[base] = means[base] + (self._unit * value).astype(np.int32)
+        return Rates(
+            decoded=Levels(s=levels.s, z=levels.z, y=wanted),
+            bits=float(bits_of(value).sum(dtype=np.float64)),
+            slope=middle - low + share * (high - 2 * middle + low),
+        )
 
     def steps(self, quality: int) -> NDArray[np.float32]:
         """float32 [Cy, 1, 1]: y units per symbol at `quality` (quarter steps)."""

@@ -14,9 +14,9 @@ import threading
 import time
 from collections.abc import Iterator
 
-# In the order in which the data flow. "residual": the encoder decodes its base and looks at what is
-# left, where the bytes reach further than the base.
-ENCODE_STAGES = ("split", "analysis", "residual", "entropy encode")
+# In the order in which the data flow. "refinement": what `effort` asks for. "residual": the encoder
+# decodes its base and looks at what is left, where the bytes reach further than the base.
+ENCODE_STAGES = ("split", "analysis", "refinement", "residual", "entropy encode")
 DECODE_STAGES = ("entropy decode", "noise", "student", "merge")
 
 _local = threading.local()

@@ -43,6 +43,7 @@ def test_signatures_are_pinned() -> None:
         "model": (either, "edge"),
         "engine": (either, "auto"),
         "threads": (either, None),
+        "effort": (either, 0),
     }
     assert named(fasdiff_edge.Encoder.encode) == {
         "self": (either, empty),

@@ -49,6 +49,7 @@ def add_parser(subparsers: Any) -> None:
         help="of the sampler (all that the model supports)",
     )
     parser.add_argument("--max-bytes", type=int, default=1000, metavar="N", help="budget (1000)")
+    parser.add_argument("--effort", type=int, default=0, metavar="N", help="of the encoder (0)")
     parser.add_argument("--repeats", type=int, default=100, metavar="N", help="(100)")
     parser.add_argument(
         "--model",
@@ -122,7 +123,12 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         with quiet_stderr():
             image = read_picture(data)
     models = benchmark.by_precision(args.models or ["edge"])
-    options = {"models": models, "max_bytes": args.max_bytes, "repeats": args.repeats}
+    options = {
+        "models": models,
+        "max_bytes": args.max_bytes,
+        "effort": args.effort,
+        "repeats": args.repeats,
+    }
     rows = benchmark.configurations(engines, args.threads, args.sizes, models, args.steps)
     machine = benchmark.machine()
     results = []

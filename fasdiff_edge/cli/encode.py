@@ -26,6 +26,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--crop", type=parse_box, metavar="X,Y,W,H", help="encode this box, in pixels"
     )
+    parser.add_argument(
+        "--effort",
+        type=int,
+        default=0,
+        metavar="N",
+        help="passes that refine the picture for its bytes, 0..64; 8 bring most of it (0)",
+    )
     add_engine_options(parser)
 
 
@@ -36,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
         image = read_picture(data)
     if args.crop is not None:
         image = crop(image, args.crop)
-    encoder = Encoder(model=args.model, engine=args.engine, threads=args.threads)
+    encoder = Encoder(args.model, args.engine, args.threads, args.effort)
     coded = encoder.encode(image, quality=args.quality, max_bytes=args.max_bytes)
     write_output(args.output, coded)
     return 0

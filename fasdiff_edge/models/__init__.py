@@ -26,11 +26,12 @@ from ..frequency import NUM_BANDS
 
 MANIFEST_FORMAT = 1
 REFERENCE_SIDE = 256  # pixels
-MANIFEST, ANALYSIS, SYNTHESIS, RESIDUAL, ENTROPY = (
+MANIFEST, ANALYSIS, SYNTHESIS, RESIDUAL, GRADIENT, ENTROPY = (
     "manifest.json",
     "analysis.onnx",
     "synthesis.onnx",
     "residual.onnx",
+    "gradient.onnx",
     "entropy_model.bin",
 )
 _SHIPPED = Path(__file__).parent
@@ -70,6 +71,11 @@ class Model:
         octaves = max(0.0, math.log2(math.sqrt(height * width) / REFERENCE_SIDE))
         quality = self.min_quality_before_downscale + octaves * self.min_quality_per_octave
         return min(math.ceil(4 * quality), self.entropy.residual_from - 1)
+
+    def has(self, file: str) -> bool:
+        """Whether the manifest lists one of the files."""
+        files = self.manifest.get("files")
+        return isinstance(files, dict) and file in files
 
     def read(self, file: str) -> bytes:
         """Contents of one of the model's files, checked against the manifest.
