@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 from identity import SAME_PERSON
 from measure import (
+    ALL_OURS,
     OURS,
     OURS_FAITHFUL,
     Record,
@@ -65,7 +66,7 @@ def best_by_identity(summaries: Sequence[Summary]) -> dict[str, str]:
     """For each budget, the peer with the smallest mean distance; of equals, the first."""
     best: dict[str, Summary] = {}
     for row in summaries:
-        if row.codec in (OURS, OURS_FAITHFUL) or math.isnan(row.identity):
+        if row.codec in ALL_OURS or math.isnan(row.identity):
             continue
         if row.budget not in best or row.identity < best[row.budget].identity:
             best[row.budget] = row

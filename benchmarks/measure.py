@@ -1,8 +1,9 @@
 """Measuring codecs on pictures at budgets: what rate_distortion.py and fairness.py share.
 
-Ours is decoded twice from the same file, with realism 1 (sharp) and 0 (faithful). A peer gets its
-best file within the budget, shrunk first where that gives the better PSNR; where none fits, its
-smallest file counts, with its bytes. Everything comes from one run.
+Ours is decoded twice from the same file, with realism 1 (sharp) and 0 (faithful); with `--effort`
+a file of that effort is decoded with realism 0 as well. A peer gets its best file within the
+budget, shrunk first where that gives the better PSNR; where none fits, its smallest file counts,
+with its bytes. Everything comes from one run.
 
 What the numbers do not show: how a face looks; how recognition works against other photographs of
 the person (each original is only compared with its own decoded self); other distributions of faces.
@@ -39,6 +40,8 @@ from fasdiff_edge.peers import Image
 
 OURS = "FaSDiff-Edge"
 OURS_FAITHFUL = "FaSDiff-Edge, realism 0"
+OURS_REFINED = "FaSDiff-Edge, realism 0, refined"  # by `--effort`
+ALL_OURS = (OURS, OURS_FAITHFUL, OURS_REFINED)
 DEFAULT_BYTES = "300,500,1000"
 Key = TypeVar("Key")
 _MS_SSIM_SIDE = 176  # pixels; smaller images have too few scales
@@ -74,6 +77,7 @@ class Options:
     peers: tuple[str, ...]
     cache: Path | None
     with_ssimulacra2: bool
+    effort: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ class Evaluator:
         self._options = options
         model, engine = options.model, options.engine
         self._encoder = Encoder(model=model, engine=engine, threads=1)
+        self._refiner: Encoder | None = None
+        if options.effort:
+            self._refiner = Encoder(model, engine, 1, options.effort)
         self._decoder = Decoder(model=model, engine=engine, threads=1)
         self._faithful = Decoder(model=model, engine=engine, threads=1, realism=0.0)
         self._peers = [peer for peer in available_peers() if peer.name in options.peers]
@@ -183,6 +190,10 @@ class Evaluator:
         for budget, (data, decoded) in zip(budgets, coded, strict=True):
             entries.append((OURS, budget, len(data), decoded))
             entries.append((OURS_FAITHFUL, budget, len(data), self._faithful.decode(data)))
+        if self._refiner is not None:
+            refined = code(image, limits, self._refiner, self._faithful)
+            for budget, (data, decoded) in zip(budgets, refined, strict=True):
+                entries.append((OURS_REFINED, budget, len(data), decoded))
         for peer in self._peers:
             results = self._cache.fit(peer, image, limits)
             for budget, result in zip(budgets, results, strict=True):
@@ -279,6 +290,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="edge")
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--effort", type=int, default=0, help="measure files of it as well (0)")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each (1)")
     parser.add_argument("--cache", type=Path, help="folder that remembers the peers' files")
     parser.add_argument("--ssimulacra2", action="store_true", help="measure it too (slow)")
@@ -301,6 +313,7 @@ def obtain(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[R
             peers=_chosen_peers(args.peers),
             cache=args.cache,
             with_ssimulacra2=args.ssimulacra2,
+            effort=args.effort,
         )
         pictures = load_pictures(args.data, args.split, args.max_sharpness_db)[: args.limit]
         for picture in pictures:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from measure import OURS, OURS_FAITHFUL, Summary
+from measure import ALL_OURS, OURS, OURS_FAITHFUL, OURS_REFINED, Summary
 
 _PANELS: tuple[tuple[str, Callable[[Summary], float]], ...] = (
     ("PSNR [dB]", lambda row: row.psnr),
@@ -23,6 +23,7 @@ _PANELS: tuple[tuple[str, Callable[[Summary], float]], ...] = (
 _STYLES = {
     OURS: ("#c1121f", "o", "-"),
     OURS_FAITHFUL: ("#212529", "s", "--"),
+    OURS_REFINED: ("#212529", "D", "-"),
     "JPEG": ("#8d99ae", "v", "-"),
     "WebP": ("#1d70b8", "^", "-"),
     "AVIF": ("#f08c00", "D", "-"),
@@ -65,7 +66,7 @@ def _draw_panel(
             color=colour,
             marker=marker,
             linestyle=line,
-            linewidth=2.2 if codec in (OURS, OURS_FAITHFUL) else 1.2,
+            linewidth=2.2 if codec in ALL_OURS else 1.2,
             markersize=5.0,
             label=codec,
         )

@@ -40,14 +40,19 @@ class Measurement:
 
 
 _BYTES, _BPP = "--size 256 --bytes 300,500,1000", "--size 256 --bpp 0.1,0.2,0.3,0.5"
+_REFINED = "--effort 8"
 MEASUREMENTS = {
     "val-140": Measurement(
-        "rate_distortion", f"--split val --limit 140 {_BYTES} --peers JPEG,WebP"
+        "rate_distortion", f"--split val --limit 140 {_BYTES} --peers JPEG,WebP {_REFINED}"
     ),
-    "val-42": Measurement("rate_distortion", f"--split val --limit 42 {_BYTES}"),
-    "portrait-20": Measurement("rate_distortion", f"--split val_portrait --limit 20 {_BYTES}"),
-    "val-14-bpp": Measurement("rate_distortion", f"--split val --limit 14 {_BPP}"),
-    "portrait-8-bpp": Measurement("rate_distortion", f"--split val_portrait --limit 8 {_BPP}"),
+    "val-42": Measurement("rate_distortion", f"--split val --limit 42 {_BYTES} {_REFINED}"),
+    "portrait-20": Measurement(
+        "rate_distortion", f"--split val_portrait --limit 20 {_BYTES} {_REFINED}"
+    ),
+    "val-14-bpp": Measurement("rate_distortion", f"--split val --limit 14 {_BPP} {_REFINED}"),
+    "portrait-8-bpp": Measurement(
+        "rate_distortion", f"--split val_portrait --limit 8 {_BPP} {_REFINED}"
+    ),
     "realism": Measurement(
         "realism",
         "--split val --limit 60 --max-sharpness-db 38 --realism 0,1/4,1/2,3/4,1 --steps 1,2,4",

@@ -513,6 +513,19 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
         measure.read_records(tmp_path / "other.tsv")
 
 
+def test_files_of_an_effort_are_measured_as_well(faces: Path, tmp_path: Path, capsys) -> None:
+    arguments = ["--data", str(faces), "--split", "val", "--size", "64", "--limit", "1"]
+    arguments += ["--bytes", "200", "--peers", "JPEG", "--results", str(tmp_path)]
+    assert rate_distortion.main([*arguments, "--effort", "4"]) == 0
+    rows = {row["codec"]: row for row in read_tsv(tmp_path / "val-64.tsv")}
+    assert list(rows) == [measure.OURS, measure.OURS_FAITHFUL, measure.OURS_REFINED, "JPEG"]
+    assert float(rows[measure.OURS_REFINED]["mean_bytes"]) <= 200
+    plain, refined = (float(rows[c]["psnr"]) for c in measure.ALL_OURS[1:])
+    assert refined > plain
+    printed = capsys.readouterr().out
+    assert printed.count(f"| 200 B | PSNR | {measure.OURS_REFINED} |") == 1
+
+
 def means(codec: str, **figures: float) -> measure.Summary:
     """The summary of one record."""
     return measure.summarise([record(codec, figures.pop("identity", 0.4), **figures)])[0]
@@ -522,6 +535,7 @@ def test_each_figure_has_a_best_peer_of_its_own() -> None:
     summaries = [
         means(measure.OURS, psnr=99.0, ssim=0.99, identity=0.01),
         means(measure.OURS_FAITHFUL, psnr=99.0, ssim=0.99, identity=0.01),
+        means(measure.OURS_REFINED, psnr=99.0, ssim=0.99, identity=0.01),
         means("JPEG", psnr=20.0, ssim=0.7, identity=0.7),
         means("WebP", psnr=25.0, ssim=0.8, identity=0.5),
         means("AVIF", psnr=24.0, ssim=0.9, identity=0.4),

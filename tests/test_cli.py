@@ -56,6 +56,10 @@ def test_encode_is_the_api(here: Path, portrait: np.ndarray) -> None:
     assert data == Encoder(threads=1).encode(portrait, max_bytes=500)
     assert main(["encode", "portrait.png", "out.fsd", "--quality", "10.25", *FAST]) == 0
     assert (here / "out.fsd").read_bytes()[5] == 41
+    refined = ["--max-bytes", "500", "--effort", "2"]
+    assert main(["encode", "portrait.png", "out.fsd", *refined, *FAST]) == 0
+    expected = Encoder(threads=1, effort=2).encode(portrait, max_bytes=500)
+    assert (here / "out.fsd").read_bytes() == expected != data
 
 
 @pytest.mark.parametrize("name", ["out.png", "out.jpg", "out.JPEG"])
