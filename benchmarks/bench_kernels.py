@@ -45,6 +45,7 @@ from tables import RESULTS, markdown, write_tsv
 from fasdiff_edge import Encoder, _core, cpu
 from fasdiff_edge.api import read_levels
 from fasdiff_edge.bitstream import unpack
+from fasdiff_edge.frequency import aligned
 from fasdiff_edge.models import load_model
 
 Array = NDArray[Any]
@@ -235,6 +236,10 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
     bands = _core.split_bands(image)
     merged = _core.merge_bands(bands, height, width)
     verify((merged == image).all(), "split and merge")
+    # As the decoder has them from OpenVINO: planes that do not compete for places in the cache.
+    apart = aligned((len(bands), bands.shape[1] + 1, bands.shape[2]))[:, :-1]
+    apart[:] = bands
+    verify((_core.merge_bands(apart, height, width) == image).all(), "merge of planes apart")
     split: Calls = {"numpy + OpenCV": lambda: numpy_split(image)}
     merge: Calls = {"numpy + OpenCV": lambda: numpy_merge(bands)}
     if pywt is not None:
@@ -250,6 +255,7 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
     kernels = (
         ("split", lambda: _core.split_bands(image, bands), split),
         ("merge", lambda: _core.merge_bands(bands, height, width, merged), merge),
+        ("merge, planes apart", lambda: _core.merge_bands(apart, height, width, merged), merge),
     )
     for name, ours, peers in kernels:
         # The copy by itself: what the peers allocate and free slows all that comes after them.

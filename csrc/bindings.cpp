@@ -103,9 +103,24 @@ py::array_t<float> SplitBandsPy(const py::array& image, const py::object& to) {
   return bands;
 }
 
+// Refuses anything but aligned float32 bands [48, h, w], each of them C-contiguous; *plane is how
+// many floats there are from one to the next.
+const float* Bands(const py::array& bands, ptrdiff_t* plane) {
+  constexpr py::ssize_t kSize = sizeof(float);
+  const bool apart = bands.ndim() == 3 && py::isinstance<py::array_t<float>>(bands) &&
+                     bands.strides(2) == kSize && bands.strides(1) == kSize * bands.shape(2) &&
+                     bands.strides(0) >= bands.strides(1) * bands.shape(1) &&
+                     bands.strides(0) % kSize == 0 && bands.shape(0) == kNumBands &&
+                     (bands.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+  if (!apart) Data<float>(bands, "bands", {kNumBands, -1, -1});  // Says what is wrong, if it is.
+  *plane = apart ? bands.strides(0) / kSize : bands.shape(1) * bands.shape(2);
+  return static_cast<const float*>(bands.data());
+}
+
 py::array_t<uint8_t> MergeBandsPy(const py::array& bands, int height, int width,
                                   const py::object& to) {
-  const float* data = Data<float>(bands, "bands", {kNumBands, -1, -1});
+  ptrdiff_t plane = 0;
+  const float* data = Bands(bands, &plane);
   const int band_height = Side(bands.shape(1)), band_width = Side(bands.shape(2));
   if (height < 1 || width < 1) Check(Status::kEmptyImage);
   if (height > kMaxImageSide || width > kMaxImageSide) Check(Status::kImageTooLarge);
@@ -117,7 +132,7 @@ py::array_t<uint8_t> MergeBandsPy(const py::array& bands, int height, int width,
   Status status;
   {
     py::gil_scoped_release release;
-    status = MergeBands(data, band_height, band_width, height, width, out);
+    status = MergeBands(data, plane, band_height, band_width, height, width, out);
   }
   Check(status);
   return image;

@@ -16,8 +16,9 @@ struct FrequencyKernel {
   // image [height, width, 3] -> bands [48, rows, blocks], where rows and blocks are the sides of
   // the bands, multiples of four.
   void (*split)(const uint8_t* image, int height, int width, int rows, int blocks, float* bands);
-  // The inverse.
-  void (*merge)(const float* bands, int rows, int blocks, int height, int width, uint8_t* image);
+  // The inverse, of bands that are `plane` floats apart.
+  void (*merge)(const float* bands, ptrdiff_t plane, int rows, int blocks, int height, int width,
+                uint8_t* image);
 };
 
 extern const FrequencyKernel kFrequencyScalar;

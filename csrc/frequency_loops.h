@@ -358,13 +358,13 @@ struct FrequencyLoops {
     }
   }
 
-  static void Merge(const float* bands, int rows, int blocks, int height, int width,
-                    uint8_t* image) {
+  static void Merge(const float* bands, ptrdiff_t plane, int rows, int blocks, int height,
+                    int width, uint8_t* image) {
     alignas(kLineBytes) float tile[Unit::kWholeLines ? 1 : kBandCount * kFloatStride];
     const ptrdiff_t row_bytes = static_cast<ptrdiff_t>(width) * 3;
-    const ptrdiff_t plane = static_cast<ptrdiff_t>(rows) * blocks;
+    const ptrdiff_t all = static_cast<ptrdiff_t>(rows) * blocks;
     int i = 0, j = 0;  // Row and column of the next block.
-    for (ptrdiff_t done = 0; done < plane; done += kBlocks) {
+    for (ptrdiff_t done = 0; done < all; done += kBlocks) {
       uint8_t apart[4][kGroupBytes];
       uint8_t* to[4];
       const bool whole =
@@ -377,7 +377,7 @@ struct FrequencyLoops {
       } else {
         const int at = static_cast<int>(done % kMergeTile);
         if (at == 0) {
-          const ptrdiff_t left = plane - done;
+          const ptrdiff_t left = all - done;
           const int count = left < kMergeTile ? static_cast<int>(left) : kMergeTile;
           FillTile<0>(bands + done, count, plane, tile);
           FillTile<1>(bands + done, count, plane, tile);

@@ -42,16 +42,17 @@ Status SplitBands(const uint8_t* image, int height, int width, float* bands) {
   return Status::kOk;
 }
 
-Status MergeBands(const float* bands, int band_height, int band_width, int height, int width,
-                  uint8_t* image) {
+Status MergeBands(const float* bands, ptrdiff_t plane, int band_height, int band_width, int height,
+                  int width, uint8_t* image) {
   Status status = CheckImage(height, width);
   CpuPath path;
   if (status == Status::kOk) status = ChosenCpuPath(&path);
   if (status != Status::kOk) return status;
-  if (band_height != BandSide(height) || band_width != BandSide(width)) {
+  if (band_height != BandSide(height) || band_width != BandSide(width) ||
+      plane < ptrdiff_t{band_height} * band_width) {
     return Status::kBadBandShape;
   }
-  KernelOf(path)->merge(bands, band_height, band_width, height, width, image);
+  KernelOf(path)->merge(bands, plane, band_height, band_width, height, width, image);
   return Status::kOk;
 }
 

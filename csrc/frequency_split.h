@@ -41,12 +41,14 @@ const char* FrequencyUnitName(CpuPath path);
 // kEmptyImage, kImageTooLarge, kBadCpuPath.
 Status SplitBands(const uint8_t* image, int height, int width, float* bands);
 
-// bands [48, band_height, band_width] -> image [height, width, 3], rounded half to even, clamped
-// to 0..255; what is not a number becomes 0. Exactly inverts SplitBands.
+// bands [48, band_height, band_width], `plane` floats from one to the next -> image
+// [height, width, 3], rounded half to even, clamped to 0..255; what is not a number becomes 0.
+// Exactly inverts SplitBands. Bands whose distance is no multiple of 4 KiB do not compete for the
+// same places in the cache.
 // kEmptyImage, kImageTooLarge, kBadCpuPath, kBadBandShape unless the bands are BandSide(height) x
-// BandSide(width).
-Status MergeBands(const float* bands, int band_height, int band_width, int height, int width,
-                  uint8_t* image);
+// BandSide(width) and do not overlap.
+Status MergeBands(const float* bands, ptrdiff_t plane, int band_height, int band_width, int height,
+                  int width, uint8_t* image);
 
 }  // namespace fasdiff
 

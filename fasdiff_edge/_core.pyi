@@ -34,7 +34,7 @@ def merge_bands(
     """Put bands back together; inverts split_bands exactly.
 
     Args:
-      bands: float32 [48, H'/4, W'/4].
+      bands: float32 [48, H'/4, W'/4], each of the 48 C-contiguous.
       height, width: size of the image in pixels; H' and W' are these rounded up to 16.
       out: as in split_bands.
     Returns:

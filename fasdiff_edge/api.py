@@ -55,8 +55,9 @@ class Encoder:
             where installed, else ONNX Runtime.
           threads: of the inference engine, at least 1; None follows that profile, or else leaves
             it to the engine.
-          effort: 0..64, passes that refine each image (`refinement`): the same bytes say more, for
-            the time of about four decodings each. 8 bring most of it. Decoders do not notice.
+          effort: 0..64, passes that refine each image (`refinement`): the same bytes say more.
+            Each takes some five times as long as decoding; 8 bring most of it. Decoders do not
+            notice.
         Raises:
           OptionError, ModelError, EngineError.
         """
@@ -65,7 +66,7 @@ class Encoder:
         self._model = load_model(model)
         if self._effort and not self._model.has(GRADIENT):
             raise OptionError(
-                f"effort is {effort}, but the model {self._model.name} has no {GRADIENT}"
+                f"effort is {effort}, but the model {self._model.name} has no {GRADIENT}; use 0"
             )
         self._graph = load_graph(self._model.read(ANALYSIS), engine, threads)
         _check_ports(self._graph, ["bands"], ["y", "z", "s", "price"])
@@ -217,7 +218,8 @@ class Encoder:
         if chosen < self._model.entropy.residual_from:
             if chosen + 1 in found.sizes:
                 chosen, size = chosen + 1, found.sizes[chosen + 1]
-            latents = self._refined(latents, chosen, limit, size)
+            aim = limit if chosen < high else min(limit, size)  # no more than a quality asks for
+            latents = self._refined(latents, chosen, aim, size)
             payload = self._code(latents, chosen)
             if len(payload) <= limit:
                 return Search(chosen, payload)

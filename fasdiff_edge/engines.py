@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from . import profile
 from .errors import EngineError, OptionError
+from .frequency import aligned
 
 Arrays = Mapping[str, NDArray[np.float32]]
 _WITH_ROW = {"bands"}  # outputs of the graphs; see `_add_rows`
@@ -43,7 +44,7 @@ class Graph(Protocol):
         Args:
           arrays: float32, C-contiguous, one for each input.
         Returns:
-          float32 for each output, owned by the caller.
+          float32 for each output, owned by the caller; its planes are C-contiguous.
         Raises:
           EngineError: whatever the engine reports.
         """
@@ -86,7 +87,9 @@ class OpenVinoGraph:
             results = {}
             for name in self.outputs:
                 data = request.get_tensor(name).data
-                results[name] = np.array(data[:, :, :-1] if name in _WITH_ROW else data, order="C")
+                copied = aligned(data.shape)
+                np.copyto(copied, data)
+                results[name] = copied[:, :, :-1] if name in _WITH_ROW else copied
         except Exception as error:
             raise EngineError(f"OpenVINO cannot run the graph: {_line(error)}") from error
         with self._lock:

@@ -15,12 +15,26 @@ The first letter of a band is the filter along the width: a vertical edge lights
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
 
 NUM_BANDS = 48
+_LINE = 64  # bytes of a cache line
+
+
+def aligned(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """New float32 memory that starts with a cache line, which numpy does not promise.
+
+    Bands that start elsewhere take up to twice as long to merge.
+    """
+    size = math.prod(shape) * np.dtype(np.float32).itemsize
+    memory = np.empty(size + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(np.float32).reshape(shape)
 
 
 def split_bands(
@@ -47,7 +61,7 @@ def merge_bands(
     """Undo `split_bands`; exact when the bands are untouched.
 
     Args:
-      bands: float32 [48, h, w], C-contiguous.
+      bands: float32 [48, h, w], each of the 48 C-contiguous.
       height, width: size to crop to, in pixels; at most 4 h and 4 w.
       out: as in `split_bands`.
     Returns:

@@ -24,7 +24,7 @@ from .entropy_model import Levels, Rates
 Array = NDArray[np.float32]
 
 _KAPPA = 1.0  # of bits against error: about as one falls while the other rises with quality
-_CONTROL = 16  # power of bits over budget by which it grows
+_CONTROL, _MOST = 16, 16.0  # power of bits over budget by which it grows, and how far at most
 _PATH, _LARGEST_RATE = 0.032, 0.005  # rates of all passes together; of a pass
 _LARGEST_STEP = 0.25  # symbols
 
@@ -55,7 +55,9 @@ def refine(
         distortion, slope = error(told.decoded)
         if not (distortion > 0 and told.bits > 0):
             break  # nothing to gain
-        kappa = _KAPPA if budget is None else _KAPPA * (told.bits / budget) ** _CONTROL
+        kappa = _KAPPA
+        if budget is not None:
+            kappa *= float(np.clip((told.bits / budget) ** _CONTROL, 1 / _MOST, _MOST))
         wanted = slope * np.float32(told.bits / distortion) + np.float32(kappa) * told.slope
         step = np.float32(first_rate * (1 - index / num_passes)) * wanted
         y = y - np.clip(np.nan_to_num(step), -_LARGEST_STEP, _LARGEST_STEP)

@@ -246,3 +246,11 @@ def test_one_graph_serves_many_threads(engine: str, model: Model) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_planes_of_openvino_lie_apart_and_aligned(model: Model) -> None:
+    """What `merge_bands` reads fastest: see docs/kernels.md."""
+    graph = load_graph(model.read(SYNTHESIS), "openvino", 1)
+    bands = graph.run(synthesis_inputs(model, 4, 5))["bands"]
+    assert bands.shape == (1, 48, 16, 20) and bands.ctypes.data % 64 == 0
+    assert bands.strides == (4 * 48 * 17 * 20, 4 * 17 * 20, 4 * 20, 4)

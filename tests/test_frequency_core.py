@@ -227,6 +227,35 @@ def test_merge_refuses_other_shapes(
         _core.merge_bands(np.zeros(shape, np.float32), height, width)
 
 
+@pytest.mark.parametrize("more", [1, 3])
+def test_merge_takes_planes_that_lie_apart(more: int) -> None:
+    image = random_image(90, 70)
+    bands = _core.split_bands(image)
+    memory = np.full((48, bands.shape[1] + more, bands.shape[2]), np.nan, np.float32)
+    apart = memory[:, : bands.shape[1]]
+    apart[:] = bands
+    assert not apart.flags.c_contiguous
+    np.testing.assert_array_equal(_core.merge_bands(apart, 90, 70), image)
+
+
+def test_aligned_memory_starts_with_a_cache_line() -> None:
+    for shape in ((1,), (48, 65, 64), (2, 3)):
+        memory = frequency.aligned(shape)
+        assert (memory.shape, memory.dtype, memory.ctypes.data % 64) == (shape, np.float32, 0)
+        assert memory.flags.c_contiguous and memory.flags.writeable
+        memory[:] = 1
+
+
+def test_merge_refuses_planes_that_are_not_contiguous() -> None:
+    bands = np.zeros((96, 4, 8), np.float32)
+    overlapping = np.lib.stride_tricks.as_strided(bands, (48, 4, 4), (32, 16, 4))
+    memory = np.zeros(48 * 66, np.uint8)
+    odd = np.lib.stride_tricks.as_strided(memory.view(np.float32), (48, 4, 4), (66, 16, 4))
+    for wrong in (bands[:48, :, :4], bands[:48, :, ::2], bands[95:47:-1, :, :4], overlapping, odd):
+        with pytest.raises(ValueError, match="bands must be a C-contiguous"):
+            _core.merge_bands(wrong, 16, 16)
+
+
 def test_merge_refuses_other_dtypes() -> None:
     with pytest.raises(ValueError, match="got float64"):
         _core.merge_bands(np.zeros((48, 4, 4)), 16, 16)

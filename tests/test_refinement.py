@@ -124,6 +124,8 @@ def test_refinement_brings_error_down_within_a_budget() -> None:
     budget = 0.98 * image.rates(start).bits
     fitting = refine(start, image.rates, image.error, 8, budget)
     assert 0.9 * budget < image.rates(fitting).bits <= budget
+    for beyond in (1.0, 100 * budget):  # what cannot be had is not asked for at any price
+        assert np.isfinite(refine(start, image.rates, image.error, 8, beyond)).all()
 
 
 def test_refinement_without_passes_or_with_nothing_to_gain_changes_nothing() -> None:
@@ -189,6 +191,13 @@ def test_effort_at_a_quality(portrait: np.ndarray) -> None:
         assert len(refined) < 1.1 * len(plain)
         gained = psnr(decoder.decode(refined), portrait) - psnr(decoder.decode(plain), portrait)
         assert gained > -0.05 and refined != plain
+
+
+def test_effort_spends_no_more_than_the_quality_asks_for(portrait: np.ndarray) -> None:
+    plain = Encoder(threads=1).encode(portrait, quality=20, max_bytes=4000)
+    refined = Encoder(threads=1, effort=6).encode(portrait, quality=20, max_bytes=4000)
+    assert plain == Encoder(threads=1).encode(portrait, quality=20)
+    assert 0.9 * len(plain) < len(refined) <= len(plain)
 
 
 @pytest.mark.parametrize("kind", ["flat", "noise", "tiny"])

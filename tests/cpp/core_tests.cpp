@@ -368,7 +368,8 @@ void TestLargeFrequencySplit() {
   std::vector<uint8_t> image(static_cast<size_t>(height * width * 3));
   for (uint8_t& v : image) v = random.Byte();
   const int band_height = BandSide(height), band_width = BandSide(width);
-  const size_t size = static_cast<size_t>(kNumBands * band_height * band_width);
+  const ptrdiff_t plane = ptrdiff_t{band_height} * band_width;
+  const size_t size = static_cast<size_t>(kNumBands * plane);
   std::vector<float> first;
   ForEachPath([&](CpuPath path) {
     for (const size_t past : {size_t{0}, size_t{5}}) {
@@ -380,7 +381,7 @@ void TestLargeFrequencySplit() {
       if (path == CpuPath::kScalar && past == 0) first.assign(bands, bands + size);
       CHECK(std::equal(first.begin(), first.end(), bands));
       std::vector<uint8_t> merged(image.size());
-      CHECK(MergeBands(bands, band_height, band_width, height, width, merged.data()) ==
+      CHECK(MergeBands(bands, plane, band_height, band_width, height, width, merged.data()) ==
             Status::kOk);
       CHECK(merged == image);
     }
@@ -396,7 +397,8 @@ void TestFrequencySplit() {
     std::vector<uint8_t> image(static_cast<size_t>(height * width * 3));
     for (uint8_t& v : image) v = trial % 5 == 0 ? (random.Int(0, 1) == 0 ? 0 : 255) : random.Byte();
     const int band_height = BandSide(height), band_width = BandSide(width);
-    const size_t size = static_cast<size_t>(kNumBands * band_height * band_width);
+    const ptrdiff_t plane = ptrdiff_t{band_height} * band_width, apart = plane + random.Int(1, 40);
+    const size_t size = static_cast<size_t>(kNumBands * plane);
     // Any bit pattern is a float that merge must take.
     std::vector<float> odd_bands(size);
     for (float& v : odd_bands) {
@@ -407,25 +409,35 @@ void TestFrequencySplit() {
       v = static_cast<float>(random.Int(-30000, 30000)) / 10000.0f;
       if (random.Int(0, 99) == 0) v = odd[random.Index(5)];
     }
+    std::vector<float> bands_apart(static_cast<size_t>(kNumBands * apart), 1e9f);
+    for (int band = 0; band < kNumBands; ++band) {
+      std::copy_n(odd_bands.data() + band * plane, plane, bands_apart.data() + band * apart);
+    }
     std::vector<float> first_bands;
     std::vector<uint8_t> first_odd;
     ForEachPath([&](CpuPath path) {
       std::vector<float> bands(size);
       CHECK(SplitBands(image.data(), height, width, bands.data()) == Status::kOk);
       std::vector<uint8_t> merged(image.size());
-      CHECK(MergeBands(bands.data(), band_height, band_width, height, width, merged.data()) ==
-            Status::kOk);
+      CHECK(MergeBands(bands.data(), plane, band_height, band_width, height, width,
+                       merged.data()) == Status::kOk);
       CHECK(merged == image);
-      CHECK(MergeBands(bands.data(), band_height, band_width, height + 16, width, merged.data()) ==
-            Status::kBadBandShape);
-      CHECK(MergeBands(odd_bands.data(), band_height, band_width, height, width, merged.data()) ==
-            Status::kOk);
+      CHECK(MergeBands(bands.data(), plane, band_height, band_width, height + 16, width,
+                       merged.data()) == Status::kBadBandShape);
+      CHECK(MergeBands(odd_bands.data(), plane, band_height, band_width, height, width,
+                       merged.data()) == Status::kOk);
       if (path == CpuPath::kScalar) {
         first_bands = bands;
         first_odd = merged;
       }
       CHECK(bands == first_bands);
       CHECK(merged == first_odd);
+      std::fill(merged.begin(), merged.end(), uint8_t{7});
+      CHECK(MergeBands(bands_apart.data(), apart, band_height, band_width, height, width,
+                       merged.data()) == Status::kOk);
+      CHECK(merged == first_odd);
+      CHECK(MergeBands(bands.data(), plane - 1, band_height, band_width, height, width,
+                       merged.data()) == Status::kBadBandShape);
     });
   }
   uint8_t pixel[3] = {0, 0, 0};
@@ -433,8 +445,8 @@ void TestFrequencySplit() {
   CHECK(SplitBands(pixel, 0, 1, band) == Status::kEmptyImage);
   CHECK(SplitBands(pixel, 1, 0, band) == Status::kEmptyImage);
   CHECK(SplitBands(pixel, 1, kMaxImageSide + 1, band) == Status::kImageTooLarge);
-  CHECK(MergeBands(band, 4, 4, 0, 1, pixel) == Status::kEmptyImage);
-  CHECK(MergeBands(band, 4, 4, 1, kMaxImageSide + 1, pixel) == Status::kImageTooLarge);
+  CHECK(MergeBands(band, 16, 4, 4, 0, 1, pixel) == Status::kEmptyImage);
+  CHECK(MergeBands(band, 16, 4, 4, 1, kMaxImageSide + 1, pixel) == Status::kImageTooLarge);
 }
 
 void TestNoise() {
