@@ -62,7 +62,7 @@ class Encoder:
           OptionError, ModelError, EngineError.
         """
         threads = _check_threads(threads)
-        self._effort = _check_effort(effort)
+        self._effort = _check_count("effort", effort, 0, MAX_EFFORT)
         self._model = load_model(model)
         if self._effort and not self._model.has(GRADIENT):
             raise OptionError(
@@ -197,11 +197,8 @@ class Encoder:
             return latents
         with stage("refinement"):
             image = _Refinement(self._model.entropy, self._gradient_graph(), latents, quality)
-            y = latents.y / image.step
-            budget = None
-            if limit is not None:
-                budget = max(1.0, image.rates(y).bits + 8 * (limit - size) - _SLACK)
-            y = refine(y, image.rates, image.error, self._effort, budget)
+            room = None if limit is None else 8 * (limit - size) - _SLACK
+            y = refine(latents.y / image.step, image.rates, image.error, self._effort, room)
             return replace(latents, y=y * image.step, left=None)
 
     def _refine_within(
@@ -558,29 +555,20 @@ def _check_shape(name: str, output: Array, expected: tuple[int, ...]) -> None:
         raise ModelError(f"the graph gave {name} as {list(output.shape)}, not {list(expected)}")
 
 
-def _check_count(name: str, value: int) -> int:
-    """`value` as an int of at least 1."""
+def _check_count(name: str, value: int, least: int = 1, most: int | None = None) -> int:
+    """`value` as an int of at least `least`, and of at most `most` where there is one."""
     try:
         count = operator.index(value)
     except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise OptionError(f"{name} is {value!r}; it must be a whole number, at least 1")
+        count = least - 1
+    if count < least or (most is not None and count > most) or isinstance(value, bool):
+        allowed = f"at least {least}" if most is None else f"{least}..{most}"
+        raise OptionError(f"{name} is {value!r}; it must be a whole number, {allowed}")
     return count
 
 
 def _check_threads(threads: int | None) -> int | None:
     return None if threads is None else _check_count("threads", threads)
-
-
-def _check_effort(effort: int) -> int:
-    try:
-        passes = operator.index(effort)
-    except TypeError:
-        passes = -1
-    if not 0 <= passes <= MAX_EFFORT or isinstance(effort, bool):
-        raise OptionError(f"effort is {effort!r}; it must be a whole number, 0..{MAX_EFFORT}")
-    return passes
 
 
 def _check_real(name: str, value: float) -> float:

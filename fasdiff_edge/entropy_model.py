@@ -123,23 +123,20 @@ class EntropyModel:
         base = slice(0, self.num_base)
         wanted[base] = self._round(y)
         means, tables = self._core.indexes(levels.s, levels.z, wanted, quality, with_residual=False)
-        mean = means[base] / np.float32(self._unit)
         bits, reach = self._bits
         rows = bits.shape[1] * tables[base].astype(np.int64) + reach
 
-        def bits_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
-            found: NDArray[np.float32] = bits.ravel()[
-                rows + np.clip(values, -reach, reach).astype(np.int64)
-            ]
+        def bits_of(values: NDArray[np.int32]) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = bits.ravel()[rows + np.clip(values, -reach, reach)]
             return found
 
-        half = np.float32(0.5)
-        away = wanted[base] / np.float32(self._unit) - mean
-        value = np.floor(away + half)
-        below = np.floor(away - half)
-        share = (away - half - below).astype(np.float32)
+        # Twice the distance from the mean, in levels: half a symbol is `_unit`.
+        away, symbol = 2 * (wanted[base] - means[base]), 2 * self._unit
+        value = (away + self._unit) // symbol
+        below, part = np.divmod(away - self._unit, symbol)
+        share = part.astype(np.float32) / np.float32(symbol)
         low, middle, high = (bits_of(below + more) for more in (0, 1, 2))
-        wanted[base] = means[base] + (self._unit * value).astype(np.int32)
+        wanted[base] = means[base] + self._unit * value
         return Rates(
             decoded=Levels(s=levels.s, z=levels.z, y=wanted),
             bits=float(bits_of(value).sum(dtype=np.float64)),

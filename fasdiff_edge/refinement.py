@@ -34,7 +34,7 @@ def refine(
     rates: Callable[[Array], Rates],
     error: Callable[[Levels], tuple[float, Array]],
     num_passes: int,
-    budget: float | None = None,
+    room: float | None = None,
 ) -> Array:
     """Refine latents, float32 [C, hy, wy] in symbols.
 
@@ -42,14 +42,17 @@ def refine(
       rates: of such latents.
       error: of what the decoder will have: D and dD/dy.
       num_passes: evaluations of both.
-      budget: bits to come to, as `rates` counts them; None: about what they are.
+      room: bits to come to beyond those of the latents as they are, which make the budget; may be
+        negative. None: about what they are.
     Returns:
       The last latents that are within the budget, or else the last.
     """
     first_rate = min(_LARGEST_RATE, _PATH / max(1, num_passes))
-    best = None
+    best, budget = None, None
     for index in range(num_passes):
         told = rates(y)
+        if index == 0 and room is not None:
+            budget = max(1.0, told.bits + room)
         if budget is not None and told.bits <= budget:
             best = y
         distortion, slope = error(told.decoded)

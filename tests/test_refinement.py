@@ -121,11 +121,12 @@ def test_refinement_brings_error_down_within_a_budget() -> None:
     assert image.asked == 8
     assert better.dtype == np.float32 and better.shape == start.shape
     assert image.error(image.rates(better).decoded)[0] < 0.9 * before
-    budget = 0.98 * image.rates(start).bits
-    fitting = refine(start, image.rates, image.error, 8, budget)
+    bits = image.rates(start).bits
+    budget = 0.98 * bits
+    fitting = refine(start, image.rates, image.error, 8, budget - bits)
     assert 0.9 * budget < image.rates(fitting).bits <= budget
     for beyond in (1.0, 100 * budget):  # what cannot be had is not asked for at any price
-        assert np.isfinite(refine(start, image.rates, image.error, 8, beyond)).all()
+        assert np.isfinite(refine(start, image.rates, image.error, 8, beyond - bits)).all()
 
 
 def test_refinement_without_passes_or_with_nothing_to_gain_changes_nothing() -> None:

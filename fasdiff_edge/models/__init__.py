@@ -74,8 +74,7 @@ class Model:
 
     def has(self, file: str) -> bool:
         """Whether the manifest lists one of the files."""
-        files = self.manifest.get("files")
-        return isinstance(files, dict) and file in files
+        return _listed(self.manifest, file) is not None
 
     def read(self, file: str) -> bytes:
         """Contents of one of the model's files, checked against the manifest.
@@ -174,9 +173,14 @@ def _read_manifest(directory: Path) -> Mapping[str, Any]:
     return manifest
 
 
-def _read_checked(directory: Path, file: str, manifest: Mapping[str, Any]) -> bytes:
+def _listed(manifest: Mapping[str, Any], file: str) -> object:
+    """What a manifest lists as the SHA-256 of a file; None if it does not."""
     files = manifest.get("files")
-    expected = files.get(file) if isinstance(files, dict) else None
+    return files.get(file) if isinstance(files, dict) else None
+
+
+def _read_checked(directory: Path, file: str, manifest: Mapping[str, Any]) -> bytes:
+    expected = _listed(manifest, file)
     if not isinstance(expected, str):
         raise ModelError(f"{directory / MANIFEST} lists no SHA-256 for {file}")
     try:
