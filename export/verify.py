@@ -6,7 +6,9 @@ The inputs are bands of a synthetic image with edges, ramps and noise, at an eve
 Latents are compared in y units, bands in their own units. The outputs of a float graph may differ
 by TOLERANCE at most. In an INT8 graph a value that lies between two levels may fall on either, and
 what follows differs a little everywhere: there it is the root mean square of the difference that
-may be INT8_TOLERANCE of that of the output at most.
+may be INT8_TOLERANCE of that of the output at most. The gradient of the student, which has no unit,
+is always measured so; that of an INT8 student, where ReLUs may be open in one engine and closed in
+another, may differ by GRADIENT_INT8_TOLERANCE.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from export.integer_entropy import NUM_Q
-from export.networks import Codec, split_bands
+from export.networks import Codec, band_scale, split_bands
 from export.to_onnx import Synthesis, load_codec
 from export.to_openvino import convert
 
 TOLERANCE = 2e-3
 INT8_TOLERANCE = 0.03
+GRADIENT_INT8_TOLERANCE = 0.2  # a cosine of 0.98
 QUALITY = 126
 Arrays = dict[str, np.ndarray]
 Graph = Callable[[Arrays], list[np.ndarray]]
@@ -42,8 +46,26 @@ def synthetic_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]:
-    """Inputs of the analysis and of the synthesis graph."""
+class Gradient(nn.Module):
+    """What `gradient.onnx` adds to the synthesis graph, and that graph's bands before it."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.synthesis = Synthesis(codec)
+
+    @torch.enable_grad()
+    def forward(self, prompt: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs as of `Synthesis`, then the target [1, 48, h, w] and the weights [1, 1, h, w]."""
+        *others, target, weight = inputs
+        prompt = prompt.detach().requires_grad_()
+        bands = self.synthesis(prompt, *others)
+        error = (weight * (bands - target).square()).sum()
+        (gradient,) = torch.autograd.grad(error, prompt)
+        return bands.detach(), error.detach(), gradient
+
+
+def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays, Arrays]:
+    """Inputs of the analysis and of the synthesis graph, and of the latter with its gradient."""
     image = torch.from_numpy(synthetic_image(height, width).transpose(2, 0, 1).copy())[None].float()
     bands = split_bands(image)
     rng = np.random.default_rng(1)
@@ -61,7 +83,11 @@ def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays]
             (1, codec.entropy.config.num_residual, *prompt.shape[2:])
         ).astype(np.float32),
     }
-    return {"bands": bands.numpy()}, synthesis
+    weight = rng.uniform(0.5, 2.0, (1, 1, *bands.shape[2:])).astype(np.float32)
+    # far enough from what is decoded for the roundings to be small beside the error
+    away = rng.standard_normal(bands.shape).astype(np.float32) * band_scale().numpy()
+    gradient = {**synthesis, "target": bands.numpy() + away, "weight": weight}
+    return {"bands": bands.numpy()}, synthesis, gradient
 
 
 def onnxruntime_graph(path: Path) -> Graph:
@@ -93,6 +119,8 @@ def is_int8(codec: Codec, graph: str) -> bool:
 
 def tolerance(codec: Codec, graph: str) -> float:
     """What `differences` may be for a graph."""
+    if is_int8(codec, graph) and graph.startswith("gradient"):
+        return GRADIENT_INT8_TOLERANCE
     return INT8_TOLERANCE if is_int8(codec, graph) else TOLERANCE
 
 
@@ -106,25 +134,31 @@ def difference(found: np.ndarray, expected: np.ndarray, *, relative: bool) -> fl
 
 def differences(codec: Codec, folder: Path, height: int, width: int) -> dict[str, float]:
     """The largest difference to torch of an output, per graph and engine."""
-    analysis, synthesis = graph_inputs(codec, height, width)
+    analysis, synthesis, gradient = graph_inputs(codec, height, width)
     found = {}
-    with tempfile.TemporaryDirectory() as ir, torch.no_grad():
-        convert(folder, Path(ir))
-        for name, module, inputs in (
-            ("analysis", codec.g_a, analysis),
-            ("synthesis", Synthesis(codec), synthesis),
-            ("residual", codec.residual, analysis),
+    with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
+        made = Path(temporary)
+        convert(folder, made)
+        parts = [(folder / f"{name}.onnx").read_bytes() for name in ("synthesis", "gradient")]
+        (made / "gradient.onnx").write_bytes(b"".join(parts))  # as the runtime reads it
+        for name, module, inputs, at in (
+            ("analysis", codec.g_a, analysis, folder),
+            ("synthesis", Synthesis(codec), synthesis, folder),
+            ("residual", codec.residual, analysis, folder),
+            ("gradient", Gradient(codec), gradient, made),
         ):
             expected = module(*(torch.from_numpy(v) for v in inputs.values()))
             expected = expected if isinstance(expected, tuple) else (expected,)
-            for engine, graph in (
-                ("onnxruntime", onnxruntime_graph(folder / f"{name}.onnx")),
-                ("openvino", openvino_graph(folder / f"{name}.onnx")),
-                ("openvino-ir", openvino_graph(Path(ir) / f"{name}.xml")),
-            ):
+            graphs = {
+                "onnxruntime": onnxruntime_graph(at / f"{name}.onnx"),
+                "openvino": openvino_graph(at / f"{name}.onnx"),
+            }
+            if (ir := made / f"{name}.xml").exists():
+                graphs["openvino-ir"] = openvino_graph(ir)
+            for engine, graph in graphs.items():
                 got = graph(inputs)
                 pairs = zip(got, expected, strict=True)
-                relative = is_int8(codec, name)
+                relative = is_int8(codec, name) or name == "gradient"
                 worst = max(difference(a, b.numpy(), relative=relative) for a, b in pairs)
                 found[f"{name} {engine} {width}x{height}"] = worst
     return found

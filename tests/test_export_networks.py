@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -425,6 +426,17 @@ def test_verify_notices_a_wrong_graph(tmp_path: Path) -> None:
         codec.g_a.to_y.weight.mul_(1.2)
         codec.residual.analysis.mul_(1.2)
     assert min(differences(codec, tmp_path, 64, 64).values()) > TOLERANCE
+
+
+def test_verify_notices_a_wrong_gradient(tmp_path: Path) -> None:
+    codec, _ = exported(tmp_path)
+    rest = onnx.load(str(tmp_path / "gradient.onnx"))
+    (last,) = (n for n in rest.graph.node if n.output[0] == "prompt_gradient")
+    assert last.op_type == "Add" and last.input[0] == last.input[1]
+    last.op_type = "Mul"
+    onnx.save(rest, str(tmp_path / "gradient.onnx"))
+    for name, worst in differences(codec, tmp_path, 80, 48).items():
+        assert (worst > TOLERANCE) == name.startswith("gradient"), name
 
 
 def test_ablations_start_from_the_same_function() -> None:
