@@ -14,9 +14,9 @@ from test_export_networks import small_codec
 from test_quantise import calibrated
 
 from export.gradient import gradient_of
-from export.networks import Codec, quality_dial, split_bands
+from export.networks import quality_dial, split_bands
 from export.to_onnx import GRAPHS, export_model
-from export.verify import synthetic_image
+from export.verify import Gradient, synthetic_image
 from fasdiff_edge import Decoder, Encoder
 from fasdiff_edge.bitstream import unpack
 from fasdiff_edge.engines import load_graph
@@ -27,18 +27,6 @@ from fasdiff_edge.refinement import refine
 from fasdiff_edge.stages import record
 
 Q = 60
-
-
-def gradient_in_torch(codec: Codec, inputs: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
-    """Squared error and its gradient, as the graph is to give them."""
-    prompt = torch.from_numpy(inputs["prompt"]).requires_grad_()
-    out = codec.posterior_mean(
-        prompt, torch.from_numpy(inputs["s_hat"]), torch.tensor([Q]), torch.zeros(1, 8, 5, 3)
-    )
-    away = out - torch.from_numpy(inputs["target"])
-    error = (torch.from_numpy(inputs["weight"]) * away.square()).sum()
-    (gradient,) = torch.autograd.grad(error, prompt)
-    return float(error.detach()), gradient.numpy()
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -70,8 +58,9 @@ def test_the_gradient_is_that_of_the_student(tmp_path: Path, engine: str, int8: 
         "weight": random.uniform(0.5, 2, (1, 1, 20, 12)).astype(np.float32),
     }
     found = graph.run(inputs)
-    error, gradient = gradient_in_torch(codec, inputs)
-    assert float(found["error"]) == pytest.approx(error, rel=0.02 if int8 else 1e-4)
+    expected = Gradient(codec)(*(torch.from_numpy(v) for v in inputs.values()))
+    _, error, gradient = (v.numpy() for v in expected)
+    assert float(found["error"]) == pytest.approx(float(error), rel=0.02 if int8 else 1e-4)
     got = found["prompt_gradient"]
     assert got.shape == gradient.shape
     if int8:  # roundings of two engines differ, and so do the ReLUs that are open
