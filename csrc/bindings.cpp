@@ -178,12 +178,6 @@ std::unique_ptr<EntropyModel> ParseModelPy(const py::bytes& bytes) {
   return model;
 }
 
-Status CheckTableIndexes(const EntropyModel& model, const uint16_t* indexes, size_t count) {
-  uint16_t highest = 0;
-  for (size_t i = 0; i < count; ++i) highest = std::max(highest, indexes[i]);
-  return count == 0 || highest < model.tables.size() ? Status::kOk : Status::kBadTableIndex;
-}
-
 py::bytes RangeEncodePy(const py::array& symbols, const py::array& table_indexes,
                         const EntropyModel& model) {
   const int32_t* values = Data<int32_t>(symbols, "symbols", {-1});
@@ -193,11 +187,8 @@ py::bytes RangeEncodePy(const py::array& symbols, const py::array& table_indexes
   Status status;
   {
     py::gil_scoped_release release;
-    status = CheckTableIndexes(model, indexes, count);
     RangeEncoder encoder;
-    if (status == Status::kOk) {
-      status = EncodeValues(model.tables, indexes, values, count, &encoder);
-    }
+    status = EncodeValues(model.tables, indexes, values, count, &encoder);
     if (status == Status::kOk) encoder.Finish(&payload);
   }
   Check(status);
@@ -214,11 +205,8 @@ py::array_t<int32_t> RangeDecodePy(const py::bytes& payload, const py::array& ta
   Status status;
   {
     py::gil_scoped_release release;
-    status = CheckTableIndexes(model, indexes, count);
     RangeDecoder decoder(view.data, view.size, false);
-    if (status == Status::kOk) {
-      status = DecodeValues(model.tables, indexes, count, &decoder, out);
-    }
+    status = DecodeValues(model.tables, indexes, count, &decoder, out);
     if (status == Status::kOk) status = decoder.Finish();
   }
   Check(status);

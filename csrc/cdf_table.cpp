@@ -10,6 +10,7 @@ Status MakeCdfTable(int32_t offset, int32_t num_regular, const uint16_t* frequen
   const size_t count = static_cast<size_t>(num_regular) + 1;
   table->offset = offset;
   table->num_regular = num_regular;
+  table->num_narrow = std::min(num_regular, std::max(0, kMaxSymbol + 1 - offset));
   table->count = num_regular + 1;
   table->cdf.assign(count + 1 + kCdfPadding, kCdfTotal);
   table->cdf[0] = 0;
@@ -87,14 +88,18 @@ bool Has16Bits(int32_t value) { return value >= kMinSymbol && value <= kMaxSymbo
 
 Status EncodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes,
                     const int32_t* values, size_t count, RangeEncoder* encoder) {
+  const CdfTable* of_index = tables.data();
+  const size_t num_tables = tables.size();
   RangeEncoder::State state = encoder->Open();
   Status status = Status::kOk;
   for (size_t i = 0; i < count; ++i) {
-    const CdfTable& table = tables[indexes[i]];
+    if (indexes[i] >= num_tables) {
+      status = Status::kBadTableIndex;
+      break;
+    }
+    const CdfTable& table = of_index[indexes[i]];
     const uint32_t index = static_cast<uint32_t>(values[i]) - static_cast<uint32_t>(table.offset);
-    // Regular values of more than 16 bits are left to the other path.
-    const int32_t regular = std::min(table.num_regular, kMaxSymbol + 1 - table.offset);
-    if (index < static_cast<uint32_t>(regular)) {
+    if (index < static_cast<uint32_t>(table.num_narrow)) {
       const uint32_t* at = table.cdf.data() + index;
       state = encoder->Narrow(state, at[0], at[1] - at[0], table.shifts);
       continue;
@@ -113,11 +118,17 @@ Status EncodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes
 
 Status DecodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes, size_t count,
                     RangeDecoder* decoder, int32_t* values) {
+  const CdfTable* of_index = tables.data();
+  const size_t num_tables = tables.size();
   RangeDecoder::State state = decoder->Open();
   Status status = Status::kOk;
   for (size_t i = 0; i < count && status == Status::kOk; ++i) {
+    if (indexes[i] >= num_tables) {
+      status = Status::kBadTableIndex;
+      break;
+    }
     int32_t value = 0;
-    status = DecodeNext(tables[indexes[i]], decoder, &state, &value);
+    status = DecodeNext(of_index[indexes[i]], decoder, &state, &value);
     if (status == Status::kOk && !Has16Bits(value)) status = Status::kStreamSymbolOutOfRange;
     values[i] = value;
   }

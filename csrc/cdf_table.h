@@ -17,9 +17,11 @@ constexpr int kMaxEscapePrefix = 18;
 constexpr int32_t kMinSymbol = -32768;
 constexpr int32_t kMaxSymbol = 32767;
 
-struct CdfTable : Intervals {
+// A power of two bytes, so that a table is a shift away from its index.
+struct alignas(128) CdfTable : Intervals {
   int32_t offset = 0;         // The smallest regular value.
   int32_t num_regular = 0;    // Regular values offset .. offset + num_regular - 1; count - 1.
+  int32_t num_narrow = 0;     // Of them, those of 16 bits, the first ones.
   int32_t most_probable = 0;  // Index of the regular value with the largest frequency, the first.
 
   bool IsRegular(int32_t value) const { return value >= offset && value < offset + num_regular; }
@@ -81,7 +83,8 @@ inline Status DecodeValue(const CdfTable& table, RangeDecoder* decoder, int32_t*
 }
 
 // EncodeValue and DecodeValue for many values at once, which takes less time; tables by index. Both
-// stop at a value of more than 16 bits: kSymbolOutOfRange, kStreamSymbolOutOfRange.
+// stop at an index that no table has, kBadTableIndex, and at a value of more than 16 bits:
+// kSymbolOutOfRange, kStreamSymbolOutOfRange.
 Status EncodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes,
                     const int32_t* values, size_t count, RangeEncoder* encoder);
 Status DecodeValues(const std::vector<CdfTable>& tables, const uint16_t* indexes, size_t count,

@@ -18,6 +18,10 @@ RangeEncoder::State RangeEncoder::Grow(State state) {
 
 void RangeEncoder::Finish(std::vector<uint8_t>* payload) {
   const size_t shifted_out = size_;
+  if (low_ >= kWindow) {
+    low_ -= kWindow;
+    Carry(bytes_.data() + size_);
+  }
   const size_t min_size = shifted_out > kMaxDropped ? shifted_out - kMaxDropped : 0;
   if (low_ + range_ > kWindow) {
     Carry(bytes_.data() + size_);

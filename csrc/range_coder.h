@@ -7,7 +7,8 @@
 //
 //   encode [start, start + frequency) of 65536:  r = range >> 16
 //                                                low += r * start;  range = r * frequency
-//   a low of 2^48 or more carries one into the bytes already written;
+//   a low of 2^48 or more carries one into the bytes already written, at the latest when the next
+//   one is shifted out (low + range only ever falls until then, so that low stays below 2^49);
 //   while range <= 2^40: shift the top byte of low out, range <<= 8.
 //
 // End: of the numbers in [low, low + range), the one with the most trailing zero bytes is chosen
@@ -23,6 +24,7 @@
 #include <cstring>
 #include <vector>
 
+#include "inline.h"
 #include "status.h"
 
 namespace fasdiff {
@@ -52,13 +54,6 @@ struct Intervals {
   std::vector<uint32_t> cdf;  // 0, strictly increasing up to cdf[count] = 65536; kCdfPadding more.
   std::vector<uint16_t> first;  // [256]: the interval that holds 256 times the index.
 };
-
-// What the loops over symbols are not to call.
-#if defined(__GNUC__)
-#define FASDIFF_INLINE inline __attribute__((always_inline))
-#else
-#define FASDIFF_INLINE inline
-#endif
 
 // Eight for each byte to shift out, at most three, so that a range in [2^24, 2^48] is above 2^40.
 inline int ShiftBits(uint64_t range) { return (__builtin_clzll(range - 1) - 16) & ~7; }
@@ -97,11 +92,11 @@ class RangeEncoder {
     const uint64_t unit = state.range >> kCdfBits;
     state.low += unit * start;
     state.range = unit * frequency;
+    if (state.range > shifts) return state;
     if (state.low >= kWindow) {
       state.low -= kWindow;
       Carry(state.to);
     }
-    if (state.range > shifts) return state;
     // Shifts whole bytes out until the range is above 2^40. No branch depends on how many: four are
     // stored, and those that do not count yet are written over.
     if (state.end - state.to < 4) state = Grow(state);
@@ -128,9 +123,9 @@ class RangeEncoder {
   void Carry(uint8_t* to);
   State Grow(State state);
 
-  uint64_t low_ = 0;
+  uint64_t low_ = 0;  // < 2^49.
   uint64_t range_ = kWindow;
-  std::vector<uint8_t> bytes_;  // What was shifted out, carries included, and room for more.
+  std::vector<uint8_t> bytes_;  // What was shifted out, and room for more.
   size_t size_ = 0;             // Bytes shifted out.
 };
 
