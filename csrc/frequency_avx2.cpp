@@ -65,6 +65,7 @@ struct Avx2Unit {
   static Floats Scale(Floats v, float factor) { return _mm256_mul_ps(v, _mm256_set1_ps(factor)); }
   static Floats Add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
   static Floats Sub(Floats a, Floats b) { return _mm256_sub_ps(a, b); }
+  static Floats SubTwice(Floats a, Floats b) { return Sub(a, Add(b, b)); }
   static Floats Load(const float* at) { return _mm256_loadu_ps(at); }
   static void Store(Floats v, float* at) { _mm256_storeu_ps(at, v); }
 

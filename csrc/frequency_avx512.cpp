@@ -92,6 +92,10 @@ struct Avx512Unit {
   static Floats Scale(Floats v, float factor) { return _mm512_mul_ps(v, _mm512_set1_ps(factor)); }
   static Floats Add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   static Floats Sub(Floats a, Floats b) { return _mm512_sub_ps(a, b); }
+  // One operation, and the same bits: twice b is exact.
+  static Floats SubTwice(Floats a, Floats b) {
+    return _mm512_fnmadd_ps(b, _mm512_set1_ps(2.0f), a);
+  }
   static Floats Load(const float* at) { return _mm512_loadu_ps(at); }
   static void Store(Floats v, float* at) { _mm512_storeu_ps(at, v); }
   static void Stream(Floats v, float* at) { _mm512_stream_ps(at, v); }

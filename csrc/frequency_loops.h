@@ -19,6 +19,7 @@
 #include <cstring>
 
 #include "frequency_kernel.h"
+#include "inline.h"
 
 namespace fasdiff {
 namespace {
@@ -26,6 +27,9 @@ namespace {
 constexpr int kBandCount = 48;
 constexpr int kLevel1 = 12;        // The first channel of level 1.
 constexpr size_t kLineBytes = 64;  // Of a cache.
+// Addresses that are a multiple of so many bytes apart belong into the same set of most first-level
+// caches, where 8 to 12 lines have room.
+constexpr size_t kSetsBytes = 4096;
 // Bands of so many blocks, 6 MiB, are written past the caches where the unit can: fetching what
 // will be written over takes as long as writing it.
 constexpr ptrdiff_t kStreamedPlane = 1 << 15;
@@ -78,7 +82,8 @@ struct FrequencyLoops {
   // reads each of them once.
   static constexpr int kSplitTile = 256;
   static constexpr int kStreamedTile = 64;  // Short turns of reading and of writing memory.
-  static constexpr int kMergeTile = 64;
+  static constexpr int kMergeTile = Unit::kWholeLines ? 8 * kBlocks : 64;
+  static constexpr int kMergeGroups = kMergeTile / kBlocks;
   static constexpr int kNumPairs = 24;  // Kinds of pairs, of which each gives two bands.
   static constexpr int kPairStride = 2 * (kSplitTile + kBlocks);
   static constexpr int kFloatStride = kMergeTile + kBlocks;
@@ -275,35 +280,37 @@ struct FrequencyLoops {
   static void ToPixel(Floats grey, Floats red_blue, Floats green, Floats rgb[3]) {
     const Floats sum = Unit::Add(grey, green);
     rgb[0] = Unit::Add(sum, red_blue);
-    rgb[1] = Unit::Sub(grey, Unit::Add(green, green));
+    rgb[1] = Unit::SubTwice(grey, green);
     rgb[2] = Unit::Sub(sum, red_blue);
   }
 
-  // A group of blocks from its planes to pixels, without a tile: two rows and two columns of each
-  // block at a time, packed at once, since there are no registers for the floats of more.
+  // Two rows and two columns of each block of a group, packed at once, since there are no registers
+  // for the floats of more. `ll` is of the colours.
   template <int kDy, int kDx>
-  static void MergeQuarter(const float* from, ptrdiff_t plane, const Floats ll[3][2][2],
-                           typename Unit::Columns* const columns[2]) {
+  static FASDIFF_INLINE void MergeQuarter(const float* from, ptrdiff_t plane, Floats ll0,
+                                          Floats ll1, Floats ll2, typename Unit::Columns* upper,
+                                          typename Unit::Columns* lower) {
     Floats colours[3][2][2];
-    MergeLevel1<0, kDy, kDx>(from, plane, ll[0][kDy][kDx], colours[0]);
-    MergeLevel1<1, kDy, kDx>(from, plane, ll[1][kDy][kDx], colours[1]);
-    MergeLevel1<2, kDy, kDx>(from, plane, ll[2][kDy][kDx], colours[2]);
+    MergeLevel1<0, kDy, kDx>(from, plane, ll0, colours[0]);
+    MergeLevel1<1, kDy, kDx>(from, plane, ll1, colours[1]);
+    MergeLevel1<2, kDy, kDx>(from, plane, ll2, colours[2]);
     for (int y = 0; y < 2; ++y) {
       Floats pixels[2][3];  // [column][colour].
       for (int x = 0; x < 2; ++x) {
         ToPixel(colours[0][y][x], colours[1][y][x], colours[2][y][x], pixels[x]);
       }
-      columns[y][kDx] = Unit::PackColumns(pixels);
+      *(y == 0 ? upper : lower) = Unit::PackColumns(pixels);
     }
   }
 
+  // A group of blocks from its planes to pixels, without a tile.
   template <int kDy>
   static void MergeHalf(const float* from, ptrdiff_t plane, const Floats ll[3][2][2],
                         uint8_t* const rows[4]) {
     typename Unit::Columns upper[2], lower[2];
-    typename Unit::Columns* const columns[2] = {upper, lower};
-    MergeQuarter<kDy, 0>(from, plane, ll, columns);
-    MergeQuarter<kDy, 1>(from, plane, ll, columns);
+    MergeQuarter<kDy, 0>(from, plane, ll[0][kDy][0], ll[1][kDy][0], ll[2][kDy][0], upper, lower);
+    MergeQuarter<kDy, 1>(from, plane, ll[0][kDy][1], ll[1][kDy][1], ll[2][kDy][1], upper + 1,
+                         lower + 1);
     Unit::StoreColumns(upper, rows[2 * kDy]);
     Unit::StoreColumns(lower, rows[2 * kDy + 1]);
   }
@@ -317,7 +324,58 @@ struct FrequencyLoops {
     MergeHalf<1>(from, plane, ll, rows);
   }
 
-  // The same with a tile between, of one colour after the other: its rows are 16 * colour +
+  // The same for some groups in turns: level 2 of each, then a quarter of each. Where the lines of
+  // all bands of a group belong into one set of the first-level cache, one can only come when
+  // another has gone; so those that are on their way are of several groups. In between lie:
+  struct Turns {
+    alignas(kLineBytes) float ll[kMergeGroups][12][kBlocks];
+    struct {
+      typename Unit::Columns upper[2], lower[2];
+    } columns[kMergeGroups];
+  };
+
+  template <int kColour>
+  static void TurnLevel2(const float* from, ptrdiff_t plane, Turns* turns) {
+    for (int group = 0; group < kMergeGroups; ++group) {
+      Floats ll[2][2];
+      MergeLevel2<kColour>(from + group * kBlocks, plane, ll);
+      for (int k = 0; k < 4; ++k) {
+        Unit::Store(ll[k / 2][k % 2], turns->ll[group][4 * kColour + k]);
+      }
+    }
+  }
+
+  template <int kDy, int kDx>
+  static void TurnQuarter(const float* from, ptrdiff_t plane, int group, Turns* turns) {
+    const float (*ll)[kBlocks] = turns->ll[group] + 2 * kDy + kDx;
+    MergeQuarter<kDy, kDx>(from + group * kBlocks, plane, Unit::Load(ll[0]), Unit::Load(ll[4]),
+                           Unit::Load(ll[8]), &turns->columns[group].upper[kDx],
+                           &turns->columns[group].lower[kDx]);
+  }
+
+  template <int kDy>
+  static void TurnHalf(const float* from, ptrdiff_t plane, uint8_t* const rows[][4], Turns* turns) {
+    for (int group = 0; group < kMergeGroups; ++group) {
+      TurnQuarter<kDy, 0>(from, plane, group, turns);
+    }
+    for (int group = 0; group < kMergeGroups; ++group) {
+      TurnQuarter<kDy, 1>(from, plane, group, turns);
+      Unit::StoreColumns(turns->columns[group].upper, rows[group][2 * kDy]);
+      Unit::StoreColumns(turns->columns[group].lower, rows[group][2 * kDy + 1]);
+    }
+  }
+
+  static FASDIFF_INLINE void MergeInTurns(const float* from, ptrdiff_t plane,
+                                          uint8_t* const rows[][4]) {
+    Turns turns;
+    TurnLevel2<0>(from, plane, &turns);
+    TurnLevel2<1>(from, plane, &turns);
+    TurnLevel2<2>(from, plane, &turns);
+    TurnHalf<0>(from, plane, rows, &turns);
+    TurnHalf<1>(from, plane, rows, &turns);
+  }
+
+  // Or with a tile between, of one colour after the other: its rows are 16 * colour +
   // 4 * y + x of a pixel of the block.
   template <int kColour, int kDy, int kDx>
   static void FillQuarter(const float* from, ptrdiff_t plane, Floats ll, float* tile) {
@@ -358,50 +416,91 @@ struct FrequencyLoops {
     }
   }
 
+  static void MergeTiled(const float* from, ptrdiff_t plane, int groups, uint8_t* const rows[][4]) {
+    alignas(kLineBytes) float tile[kBandCount * kFloatStride];
+    FillTile<0>(from, groups * kBlocks, plane, tile);
+    FillTile<1>(from, groups * kBlocks, plane, tile);
+    FillTile<2>(from, groups * kBlocks, plane, tile);
+    for (int group = 0; group < groups; ++group) MergeTile(tile + group * kBlocks, rows[group]);
+  }
+
+  // Groups that follow one another in their planes, kMost or the last ones.
+  template <int kMost>
+  static void MergeGroups(const float* from, ptrdiff_t plane, int groups,
+                          uint8_t* const rows[][4]) {
+    if constexpr (!Unit::kWholeLines) {
+      MergeTiled(from, plane, groups, rows);
+    } else if (kMost == 1) {
+      MergePlanes(from, plane, rows[0]);
+    } else if (groups == kMergeGroups) {
+      MergeInTurns(from, plane, rows);
+    } else {
+      for (int group = 0; group < groups; ++group) {
+        MergePlanes(from + group * kBlocks, plane, rows[group]);
+      }
+    }
+  }
+
+  // Row and column of a block.
+  struct Position {
+    int i, j;
+
+    void MoveBy(int count, int blocks) {
+      for (j += count; j >= blocks; j -= blocks) ++i;
+    }
+  };
+
+  // A group's pixels, four rows of them, into an image whose edge or whose next row of blocks they
+  // reach.
+  static void Place(const uint8_t (*pixels)[kGroupBytes], Position at, int blocks, int height,
+                    int width, uint8_t* image) {
+    for (int block = 0; block < kBlocks;) {
+      const int taken = blocks - at.j < kBlocks - block ? blocks - at.j : kBlocks - block;
+      const int inside = width - 4 * at.j < 4 * taken ? width - 4 * at.j : 4 * taken;
+      for (int y = 0; y < 4 && 4 * at.i + y < height && inside > 0; ++y) {
+        std::memcpy(image + (static_cast<ptrdiff_t>(4 * at.i + y) * width + 4 * at.j) * 3,
+                    pixels[y] + 12 * block, static_cast<size_t>(inside) * 3);
+      }
+      block += taken;
+      at.MoveBy(taken, blocks);
+    }
+  }
+
+  template <int kMost>
+  static void MergeBy(const float* bands, ptrdiff_t plane, int rows, int blocks, int height,
+                      int width, uint8_t* image) {
+    uint8_t apart[kMost][4][kGroupBytes];
+    const ptrdiff_t row_bytes = static_cast<ptrdiff_t>(width) * 3;
+    const ptrdiff_t all = static_cast<ptrdiff_t>(rows) * blocks / kBlocks;
+    Position next = {0, 0};
+    for (ptrdiff_t done = 0; done < all; done += kMost) {
+      const int groups = kMost == 1 || all - done >= kMost ? kMost : static_cast<int>(all - done);
+      uint8_t* to[kMost][4];
+      Position at = next;
+      for (int group = 0; group < groups; ++group, next.MoveBy(kBlocks, blocks)) {
+        const int right = 4 * (next.j + kBlocks);
+        const bool whole = right <= 4 * blocks && right <= width && 4 * next.i + 4 <= height;
+        for (int y = 0; y < 4; ++y) {
+          to[group][y] =
+              whole ? image + (4 * next.i + y) * row_bytes + next.j * 12 : apart[group][y];
+        }
+      }
+      MergeGroups<kMost>(bands + done * kBlocks, plane, groups, to);
+      for (int group = 0; group < groups; ++group, at.MoveBy(kBlocks, blocks)) {
+        if (to[group][0] == apart[group][0]) {
+          Place(apart[group], at, blocks, height, width, image);
+        }
+      }
+    }
+  }
+
   static void Merge(const float* bands, ptrdiff_t plane, int rows, int blocks, int height,
                     int width, uint8_t* image) {
-    alignas(kLineBytes) float tile[Unit::kWholeLines ? 1 : kBandCount * kFloatStride];
-    const ptrdiff_t row_bytes = static_cast<ptrdiff_t>(width) * 3;
-    const ptrdiff_t all = static_cast<ptrdiff_t>(rows) * blocks;
-    int i = 0, j = 0;  // Row and column of the next block.
-    for (ptrdiff_t done = 0; done < all; done += kBlocks) {
-      uint8_t apart[4][kGroupBytes];
-      uint8_t* to[4];
-      const bool whole =
-          j + kBlocks <= blocks && 4 * (j + kBlocks) <= width && 4 * (i + 1) <= height;
-      for (int y = 0; y < 4; ++y) {
-        to[y] = whole ? image + (4 * i + y) * row_bytes + static_cast<ptrdiff_t>(j) * 12 : apart[y];
-      }
-      if constexpr (Unit::kWholeLines) {
-        MergePlanes(bands + done, plane, to);
-      } else {
-        const int at = static_cast<int>(done % kMergeTile);
-        if (at == 0) {
-          const ptrdiff_t left = all - done;
-          const int count = left < kMergeTile ? static_cast<int>(left) : kMergeTile;
-          FillTile<0>(bands + done, count, plane, tile);
-          FillTile<1>(bands + done, count, plane, tile);
-          FillTile<2>(bands + done, count, plane, tile);
-        }
-        MergeTile(tile + at, to);
-      }
-      if (whole) {
-        j += kBlocks;
-        if (j == blocks) j = 0, ++i;
-        continue;
-      }
-      // The group reaches beyond the image, or into the next rows of blocks.
-      for (int at = 0; at < kBlocks;) {
-        const int taken = blocks - j < kBlocks - at ? blocks - j : kBlocks - at;
-        const int inside = width - 4 * j < 4 * taken ? width - 4 * j : 4 * taken;
-        for (int y = 0; y < 4 && 4 * i + y < height && inside > 0; ++y) {
-          std::memcpy(image + (4 * i + y) * row_bytes + static_cast<ptrdiff_t>(j) * 12,
-                      apart[y] + 12 * at, static_cast<size_t>(inside) * 3);
-        }
-        at += taken;
-        j += taken;
-        if (j == blocks) j = 0, ++i;
-      }
+    const bool compete = plane * sizeof(float) % kSetsBytes == 0 && plane < kStreamedPlane;
+    if (!Unit::kWholeLines || compete) {
+      MergeBy<kMergeGroups>(bands, plane, rows, blocks, height, width, image);
+    } else {
+      MergeBy<1>(bands, plane, rows, blocks, height, width, image);
     }
   }
 };

@@ -47,6 +47,7 @@ struct NeonUnit {
   static Floats Scale(Floats v, float factor) { return vmulq_n_f32(v, factor); }
   static Floats Add(Floats a, Floats b) { return vaddq_f32(a, b); }
   static Floats Sub(Floats a, Floats b) { return vsubq_f32(a, b); }
+  static Floats SubTwice(Floats a, Floats b) { return Sub(a, Add(b, b)); }
   static Floats Load(const float* at) { return vld1q_f32(at); }
   static void Store(Floats v, float* at) { vst1q_f32(at, v); }
 

@@ -109,6 +109,7 @@ struct ScalarUnit {
     for (int j = 0; j < kBlocks; ++j) a.at[j] -= b.at[j];
     return a;
   }
+  static Floats SubTwice(Floats a, const Floats& b) { return Sub(a, Add(b, b)); }
   static Floats Load(const float* at) {
     Floats out;
     std::memcpy(out.at, at, sizeof(out.at));

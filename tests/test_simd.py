@@ -129,6 +129,16 @@ def test_streams_equal_reference(path: str) -> None:
 SIZES = [(1, 1), (2, 3), (5, 1), (15, 17), (16, 16), (33, 64), (50, 70), (20, 1100), (129, 66)]
 
 
+def whole_pages_apart(bands: np.ndarray) -> np.ndarray:
+    """The same bands in planes that start a multiple of 4 KiB after one another."""
+    plane = bands[0].nbytes
+    memory = np.full((len(bands), -(-plane // 4096) * 1024), np.nan, np.float32)
+    strides = (memory.strides[0], *bands.strides[1:])
+    apart = np.lib.stride_tricks.as_strided(memory, bands.shape, strides)
+    apart[:] = bands
+    return apart
+
+
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_bands_and_images_equal_reference(path: str, height: int, width: int) -> None:
     """Within 1e-6 of float64, and the same bits as the scalar path."""
@@ -140,6 +150,8 @@ def test_bands_and_images_equal_reference(path: str, height: int, width: int) ->
     noisy = bands + rng.normal(0, 0.3, bands.shape).astype(np.float32)
     noisy.ravel()[rng.integers(0, noisy.size, 8)] = [np.nan, np.inf, -np.inf, 3e38, -3e38, 9, -9, 0]
     merged = _core.merge_bands(noisy, height, width)
+    competing = _core.merge_bands(whole_pages_apart(noisy), height, width)
+    np.testing.assert_array_equal(competing, merged)
     _core.set_cpu_path("scalar")
     assert bands.tobytes() == _core.split_bands(image).tobytes()
     np.testing.assert_array_equal(merged, _core.merge_bands(noisy, height, width))
@@ -225,10 +237,17 @@ def test_the_vector_kernels_of_the_networks_use_no_float() -> None:
 
 def test_the_vector_kernels_instantiate_nothing_that_is_shared() -> None:
     """A template of the standard library, compiled for AVX, could replace the baseline's."""
-    for source in [*(REPOSITORY / "csrc").glob("conv_*"), *(REPOSITORY / "csrc").glob("freq*")]:
+    csrc = REPOSITORY / "csrc"
+    for source in [*csrc.glob("conv_*"), *csrc.glob("freq*"), csrc / "inline.h"]:
         if source.stem in ("frequency_split",):
             continue
         includes = set(re.findall(r'#include [<"]([^>"]+)', source.read_text()))
         allowed = {"cstddef", "cstdint", "cstring", "immintrin.h", "arm_neon.h"}
-        ours = {"conv_kernel.h", "conv_loops.h", "frequency_kernel.h", "frequency_loops.h"}
+        ours = {
+            "conv_kernel.h",
+            "conv_loops.h",
+            "frequency_kernel.h",
+            "frequency_loops.h",
+            "inline.h",
+        }
         assert includes <= allowed | ours, source
