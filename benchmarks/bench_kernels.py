@@ -53,6 +53,7 @@ Calls = dict[str, Callable[[], Any]]
 Row = dict[str, object]
 
 _ROUND_SECONDS = 1e-3
+_LAYOUTS = 8  # of memory, where it makes a difference
 _SQRT3, _SQRT2, _SQRT6 = 3**0.5, 2**0.5, 6**0.5
 _COLOURS = np.array(
     [
@@ -85,38 +86,50 @@ def verify(same: object, what: str) -> None:
         raise RuntimeError(f"{what}: the contestants do not agree")
 
 
-def race(calls: Calls, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median and 95th percentile of each call in microseconds; the calls take turns."""
-    numbers = {}
-    for name, call in calls.items():
-        call()
-        start = time.perf_counter()
-        call()
-        numbers[name] = max(1, round(_ROUND_SECONDS / (time.perf_counter() - start)))
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds + 2):
+def race(layouts: Sequence[Calls], rounds: int) -> dict[str, tuple[float, float]]:
+    """Median and 95th percentile of each call in microseconds; the calls take turns.
+
+    Args:
+      layouts: the same calls on memory of their own, which share the rounds: where it lies makes a
+        tenth of the time of those that do little else but read and write.
+    """
+    times: dict[str, list[float]] = {name: [] for name in layouts[0]}
+    for calls in layouts:
+        numbers = {}
         for name, call in calls.items():
+            call()
             start = time.perf_counter()
-            for _ in range(numbers[name]):
-                call()
-            times[name].append(1e6 * (time.perf_counter() - start) / numbers[name])
+            call()
+            numbers[name] = max(1, round(_ROUND_SECONDS / (time.perf_counter() - start)))
+        for index in range(2 + -(-rounds // len(layouts))):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                for _ in range(numbers[name]):
+                    call()
+                if index >= 2:
+                    times[name].append(1e6 * (time.perf_counter() - start) / numbers[name])
     return {
-        name: (statistics.median(values[2:]), float(np.percentile(values[2:], 95)))
+        name: (statistics.median(values), float(np.percentile(values, 95)))
         for name, values in times.items()
     }
 
 
 def compare(
-    case: str, calls: Calls, targets: dict[str, float], rounds: int, per: int = 1
+    case: str,
+    calls: Calls | Sequence[Calls],
+    targets: dict[str, float],
+    rounds: int,
+    per: int = 1,
 ) -> Iterator[Row]:
     """Race `ours` against the others.
 
     Args:
+      calls: or the same ones on memory of their own (`race`).
       targets: for each peer how many times faster ours must be at least; 1/2 allows it to take
         twice the time.
       per: what to divide the times by: symbols of a run.
     """
-    results = race(calls, rounds)
+    results = race([calls] if isinstance(calls, dict) else calls, rounds)
     ours, ours_p95 = results.pop("ours")
     for name, (median, p95) in results.items():
         target = targets.get(name)
@@ -236,10 +249,6 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
     bands = _core.split_bands(image)
     merged = _core.merge_bands(bands, height, width)
     verify((merged == image).all(), "split and merge")
-    # As the decoder has them from OpenVINO: planes that do not compete for places in the cache.
-    apart = aligned((len(bands), bands.shape[1] + 1, bands.shape[2]))[:, :-1]
-    apart[:] = bands
-    verify((_core.merge_bands(apart, height, width) == image).all(), "merge of planes apart")
     split: Calls = {"numpy + OpenCV": lambda: numpy_split(image)}
     merge: Calls = {"numpy + OpenCV": lambda: numpy_merge(bands)}
     if pywt is not None:
@@ -248,20 +257,35 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
     for name in split:
         verify(np.allclose(split[name](), bands, atol=1e-5), f"split by {name}")
         verify(np.array_equal(merge[name](), image), f"merge by {name}")
+    targets = {"copy": 0.5, "numpy + OpenCV": 3, "PyWavelets": 10}
+    peers = {"split": split, "merge": merge, "merge, planes apart": merge}
+    layouts = [split_calls(image, bands) for _ in range(_LAYOUTS)]
+    for name in peers:
+        # The copy by itself: what the peers allocate and free slows all that comes after them.
+        case = f"{name} {width}x{height}"
+        copies = [{"ours": calls[name], "copy": calls["copy"]} for calls in layouts]
+        yield from compare(case, copies, targets, rounds)
+        yield from compare(case, {"ours": layouts[0][name], **peers[name]}, targets, rounds)
+
+
+def split_calls(image: Array, bands: Array) -> Calls:
+    """Our calls and a copy of as many bytes, on memory of their own."""
+    height, width = image.shape[:2]
+    pixels = image.copy()
+    planes = _core.split_bands(pixels)
+    merged = _core.merge_bands(planes, height, width)
+    # As the decoder has them from OpenVINO: planes that do not compete for places in the cache.
+    apart = aligned((len(bands), bands.shape[1] + 1, bands.shape[2]))[:, :-1]
+    apart[:] = bands
+    verify((_core.merge_bands(apart, height, width) == image).all(), "merge of planes apart")
     source = np.ones((image.nbytes + bands.nbytes) // 2, np.uint8)
     target = np.empty_like(source)
-    copy: Calls = {"copy": lambda: np.copyto(target, source)}
-    targets = {"copy": 0.5, "numpy + OpenCV": 3, "PyWavelets": 10}
-    kernels = (
-        ("split", lambda: _core.split_bands(image, bands), split),
-        ("merge", lambda: _core.merge_bands(bands, height, width, merged), merge),
-        ("merge, planes apart", lambda: _core.merge_bands(apart, height, width, merged), merge),
-    )
-    for name, ours, peers in kernels:
-        # The copy by itself: what the peers allocate and free slows all that comes after them.
-        for others in (copy, peers):
-            case = f"{name} {width}x{height}"
-            yield from compare(case, {"ours": ours, **others}, targets, rounds)
+    return {
+        "split": lambda: _core.split_bands(pixels, planes),
+        "merge": lambda: _core.merge_bands(planes, height, width, merged),
+        "merge, planes apart": lambda: _core.merge_bands(apart, height, width, merged),
+        "copy": lambda: np.copyto(target, source),
+    }
 
 
 def bench_threads(rounds: int) -> Iterator[Row]:
@@ -522,7 +546,7 @@ def bench_entropy_stage(model: Any, name: str, rounds: int) -> Iterator[Row]:
         }
         overhead = f"{len(payload)} bytes, {estimate:.1f} estimated"
         fits = len(payload) <= 1.002 * estimate + 2
-        for call, (median, p95) in race(calls, rounds).items():
+        for call, (median, p95) in race([calls], rounds).items():
             yield {
                 "case": f"entropy {call}, {len(data)}-byte face",
                 "peer": f"rate: {overhead}: {'yes' if fits else 'no'}",

@@ -79,6 +79,8 @@ struct Avx2Unit {
     __m256i pairs[3];
   };
 
+  struct Lowest {};  // Bounds every pixel.
+
   // pixels is [column][colour].
   static Columns PackColumns(const Floats pixels[2][3]) {
     return {{_mm256_packs_epi32(Round(pixels[0][0]), Round(pixels[0][1])),

@@ -102,21 +102,40 @@ struct Avx512Unit {
   static void Fence() { _mm_sfence(); }
 
   // Rounded half to even. What does not fit, NaN included, becomes the smallest int32.
-  static __m512i Round(Floats v) {
-    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_set1_ps(255.0f), v));
-  }
+  static __m512i Round(Floats v) { return _mm512_cvtps_epi32(v); }
+  static __m512i RoundBounded(Floats v) { return Round(_mm512_min_ps(_mm512_set1_ps(255.0f), v)); }
 
   // Two columns of pixels as int16, two vectors in each.
   struct Columns {
     __m512i pairs[3];
   };
 
-  // pixels is [column][colour].
-  static Columns PackColumns(const Floats pixels[2][3]) {
-    return {{_mm512_packs_epi32(Round(pixels[0][0]), Round(pixels[0][1])),
-             _mm512_packs_epi32(Round(pixels[0][2]), Round(pixels[1][0])),
-             _mm512_packs_epi32(Round(pixels[1][1]), Round(pixels[1][2]))}};
+  template <__m512i (*kRound)(Floats)>
+  static Columns Pack(const Floats pixels[2][3]) {
+    return {{_mm512_packs_epi32(kRound(pixels[0][0]), kRound(pixels[0][1])),
+             _mm512_packs_epi32(kRound(pixels[0][2]), kRound(pixels[1][0])),
+             _mm512_packs_epi32(kRound(pixels[1][1]), kRound(pixels[1][2]))}};
   }
+
+  // pixels is [column][colour].
+  static Columns PackColumns(const Floats pixels[2][3]) { return Pack<RoundBounded>(pixels); }
+  static Columns PackUnbounded(const Floats pixels[2][3]) { return Pack<Round>(pixels); }
+
+  // The lowest of what was packed without a bound: -32768 if it was 2^31 or more, which is white
+  // and becomes the smallest int32, or as far below black.
+  struct Lowest {
+    __m512i pairs = _mm512_setzero_si512();
+
+    void See(const Columns columns[2]) {
+      for (int i = 0; i < 3; ++i) {
+        const __m512i two = _mm512_min_epi16(columns[0].pairs[i], columns[1].pairs[i]);
+        pairs = _mm512_min_epi16(pairs, two);
+      }
+    }
+    bool MayBeWhite() const {
+      return _mm512_cmpeq_epi16_mask(pairs, _mm512_set1_epi16(-32768)) != 0;
+    }
+  };
 
   // Writes 192 bytes.
   static void StoreColumns(const Columns columns[2], uint8_t* to) {

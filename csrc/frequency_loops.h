@@ -69,6 +69,7 @@ struct FrequencyLoops {
   using Bytes = typename Unit::Bytes;
   using Pairs = typename Unit::Pairs;
   using Floats = typename Unit::Floats;
+  using Lowest = typename Unit::Lowest;
 
   static constexpr int kBlocks = Unit::kBlocks;
   static_assert(16 % kBlocks == 0, "planes have a multiple of 16 blocks");
@@ -286,7 +287,7 @@ struct FrequencyLoops {
 
   // Two rows and two columns of each block of a group, packed at once, since there are no registers
   // for the floats of more. `ll` is of the colours.
-  template <int kDy, int kDx>
+  template <bool kBounded, int kDy, int kDx>
   static FASDIFF_INLINE void MergeQuarter(const float* from, ptrdiff_t plane, Floats ll0,
                                           Floats ll1, Floats ll2, typename Unit::Columns* upper,
                                           typename Unit::Columns* lower) {
@@ -299,29 +300,42 @@ struct FrequencyLoops {
       for (int x = 0; x < 2; ++x) {
         ToPixel(colours[0][y][x], colours[1][y][x], colours[2][y][x], pixels[x]);
       }
-      *(y == 0 ? upper : lower) = Unit::PackColumns(pixels);
+      *(y == 0 ? upper : lower) =
+          kBounded ? Unit::PackColumns(pixels) : Unit::PackUnbounded(pixels);
     }
   }
 
   // A group of blocks from its planes to pixels, without a tile.
-  template <int kDy>
-  static void MergeHalf(const float* from, ptrdiff_t plane, const Floats ll[3][2][2],
-                        uint8_t* const rows[4]) {
+  template <bool kBounded, int kDy>
+  static FASDIFF_INLINE void MergeHalf(const float* from, ptrdiff_t plane, const Floats ll[3][2][2],
+                                       uint8_t* const rows[4], Lowest* lowest) {
     typename Unit::Columns upper[2], lower[2];
-    MergeQuarter<kDy, 0>(from, plane, ll[0][kDy][0], ll[1][kDy][0], ll[2][kDy][0], upper, lower);
-    MergeQuarter<kDy, 1>(from, plane, ll[0][kDy][1], ll[1][kDy][1], ll[2][kDy][1], upper + 1,
-                         lower + 1);
+    MergeQuarter<kBounded, kDy, 0>(from, plane, ll[0][kDy][0], ll[1][kDy][0], ll[2][kDy][0], upper,
+                                   lower);
+    MergeQuarter<kBounded, kDy, 1>(from, plane, ll[0][kDy][1], ll[1][kDy][1], ll[2][kDy][1],
+                                   upper + 1, lower + 1);
+    if (!kBounded) lowest->See(upper), lowest->See(lower);
     Unit::StoreColumns(upper, rows[2 * kDy]);
     Unit::StoreColumns(lower, rows[2 * kDy + 1]);
   }
 
-  static void MergePlanes(const float* from, ptrdiff_t plane, uint8_t* const rows[4]) {
+  template <bool kBounded>
+  static FASDIFF_INLINE void MergeGroup(const float* from, ptrdiff_t plane, uint8_t* const rows[4],
+                                        Lowest* lowest) {
     Floats ll[3][2][2];
     MergeLevel2<0>(from, plane, ll[0]);
     MergeLevel2<1>(from, plane, ll[1]);
     MergeLevel2<2>(from, plane, ll[2]);
-    MergeHalf<0>(from, plane, ll, rows);
-    MergeHalf<1>(from, plane, ll, rows);
+    MergeHalf<kBounded, 0>(from, plane, ll, rows, lowest);
+    MergeHalf<kBounded, 1>(from, plane, ll, rows, lowest);
+  }
+
+  // Groups with pixels that are 2^31 or more, which rounding by itself gets wrong.
+  static void MergeBounded(const float* from, ptrdiff_t plane, int groups,
+                           uint8_t* const rows[][4]) {
+    for (int group = 0; group < groups; ++group) {
+      MergeGroup<true>(from + group * kBlocks, plane, rows[group], nullptr);
+    }
   }
 
   // The same for some groups in turns: level 2 of each, then a quarter of each. Where the lines of
@@ -348,31 +362,34 @@ struct FrequencyLoops {
   template <int kDy, int kDx>
   static void TurnQuarter(const float* from, ptrdiff_t plane, int group, Turns* turns) {
     const float (*ll)[kBlocks] = turns->ll[group] + 2 * kDy + kDx;
-    MergeQuarter<kDy, kDx>(from + group * kBlocks, plane, Unit::Load(ll[0]), Unit::Load(ll[4]),
-                           Unit::Load(ll[8]), &turns->columns[group].upper[kDx],
-                           &turns->columns[group].lower[kDx]);
+    MergeQuarter<false, kDy, kDx>(
+        from + group * kBlocks, plane, Unit::Load(ll[0]), Unit::Load(ll[4]), Unit::Load(ll[8]),
+        &turns->columns[group].upper[kDx], &turns->columns[group].lower[kDx]);
   }
 
   template <int kDy>
-  static void TurnHalf(const float* from, ptrdiff_t plane, uint8_t* const rows[][4], Turns* turns) {
+  static void TurnHalf(const float* from, ptrdiff_t plane, uint8_t* const rows[][4], Turns* turns,
+                       Lowest* lowest) {
     for (int group = 0; group < kMergeGroups; ++group) {
       TurnQuarter<kDy, 0>(from, plane, group, turns);
     }
     for (int group = 0; group < kMergeGroups; ++group) {
       TurnQuarter<kDy, 1>(from, plane, group, turns);
+      lowest->See(turns->columns[group].upper);
+      lowest->See(turns->columns[group].lower);
       Unit::StoreColumns(turns->columns[group].upper, rows[group][2 * kDy]);
       Unit::StoreColumns(turns->columns[group].lower, rows[group][2 * kDy + 1]);
     }
   }
 
   static FASDIFF_INLINE void MergeInTurns(const float* from, ptrdiff_t plane,
-                                          uint8_t* const rows[][4]) {
+                                          uint8_t* const rows[][4], Lowest* lowest) {
     Turns turns;
     TurnLevel2<0>(from, plane, &turns);
     TurnLevel2<1>(from, plane, &turns);
     TurnLevel2<2>(from, plane, &turns);
-    TurnHalf<0>(from, plane, rows, &turns);
-    TurnHalf<1>(from, plane, rows, &turns);
+    TurnHalf<0>(from, plane, rows, &turns, lowest);
+    TurnHalf<1>(from, plane, rows, &turns, lowest);
   }
 
   // Or with a tile between, of one colour after the other: its rows are 16 * colour +
@@ -430,14 +447,16 @@ struct FrequencyLoops {
                           uint8_t* const rows[][4]) {
     if constexpr (!Unit::kWholeLines) {
       MergeTiled(from, plane, groups, rows);
-    } else if (kMost == 1) {
-      MergePlanes(from, plane, rows[0]);
-    } else if (groups == kMergeGroups) {
-      MergeInTurns(from, plane, rows);
     } else {
-      for (int group = 0; group < groups; ++group) {
-        MergePlanes(from + group * kBlocks, plane, rows[group]);
+      Lowest lowest;
+      if (kMost > 1 && groups == kMost) {
+        MergeInTurns(from, plane, rows, &lowest);
+      } else {
+        for (int group = 0; group < groups; ++group) {
+          MergeGroup<false>(from + group * kBlocks, plane, rows[group], &lowest);
+        }
       }
+      if (lowest.MayBeWhite()) MergeBounded(from, plane, groups, rows);
     }
   }
 

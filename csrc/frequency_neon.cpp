@@ -58,6 +58,8 @@ struct NeonUnit {
     int16x4x2_t pairs[3];  // By colour: both columns of two blocks, then of the other two.
   };
 
+  struct Lowest {};  // Bounds every pixel.
+
   // pixels is [column][colour].
   static Columns PackColumns(const Floats pixels[2][3]) {
     Columns columns;

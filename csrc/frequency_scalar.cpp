@@ -129,6 +129,8 @@ struct ScalarUnit {
     uint8_t at[kBlocks][6];
   };
 
+  struct Lowest {};  // Bounds every pixel.
+
   // pixels is [column][colour].
   static Columns PackColumns(const Floats pixels[2][3]) {
     Columns out;
