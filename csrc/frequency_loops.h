@@ -344,8 +344,8 @@ struct FrequencyLoops {
   struct Turns {
     alignas(kLineBytes) float ll[kMergeGroups][12][kBlocks];
     struct {
-      typename Unit::Columns upper[2], lower[2];
-    } columns[kMergeGroups];
+      typename Unit::Columns upper, lower;
+    } left[kMergeGroups];  // Columns 0 and 1 of each block.
   };
 
   template <int kColour>
@@ -360,25 +360,29 @@ struct FrequencyLoops {
   }
 
   template <int kDy, int kDx>
-  static void TurnQuarter(const float* from, ptrdiff_t plane, int group, Turns* turns) {
-    const float (*ll)[kBlocks] = turns->ll[group] + 2 * kDy + kDx;
-    MergeQuarter<false, kDy, kDx>(
-        from + group * kBlocks, plane, Unit::Load(ll[0]), Unit::Load(ll[4]), Unit::Load(ll[8]),
-        &turns->columns[group].upper[kDx], &turns->columns[group].lower[kDx]);
+  static FASDIFF_INLINE void TurnQuarter(const float* from, ptrdiff_t plane,
+                                         const float (*ll)[kBlocks], typename Unit::Columns* upper,
+                                         typename Unit::Columns* lower) {
+    ll += 2 * kDy + kDx;
+    MergeQuarter<false, kDy, kDx>(from, plane, Unit::Load(ll[0]), Unit::Load(ll[4]),
+                                  Unit::Load(ll[8]), upper, lower);
   }
 
   template <int kDy>
   static void TurnHalf(const float* from, ptrdiff_t plane, uint8_t* const rows[][4], Turns* turns,
                        Lowest* lowest) {
     for (int group = 0; group < kMergeGroups; ++group) {
-      TurnQuarter<kDy, 0>(from, plane, group, turns);
+      TurnQuarter<kDy, 0>(from + group * kBlocks, plane, turns->ll[group],
+                          &turns->left[group].upper, &turns->left[group].lower);
     }
     for (int group = 0; group < kMergeGroups; ++group) {
-      TurnQuarter<kDy, 1>(from, plane, group, turns);
-      lowest->See(turns->columns[group].upper);
-      lowest->See(turns->columns[group].lower);
-      Unit::StoreColumns(turns->columns[group].upper, rows[group][2 * kDy]);
-      Unit::StoreColumns(turns->columns[group].lower, rows[group][2 * kDy + 1]);
+      typename Unit::Columns upper[2] = {turns->left[group].upper, {}};
+      typename Unit::Columns lower[2] = {turns->left[group].lower, {}};
+      TurnQuarter<kDy, 1>(from + group * kBlocks, plane, turns->ll[group], upper + 1, lower + 1);
+      lowest->See(upper);
+      lowest->See(lower);
+      Unit::StoreColumns(upper, rows[group][2 * kDy]);
+      Unit::StoreColumns(lower, rows[group][2 * kDy + 1]);
     }
   }
 
