@@ -259,7 +259,7 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
         verify(np.array_equal(merge[name](), image), f"merge by {name}")
     targets = {"copy": 0.5, "numpy + OpenCV": 3, "PyWavelets": 10}
     peers = {"split": split, "merge": merge, "merge, planes apart": merge}
-    layouts = [split_calls(image, bands) for _ in range(_LAYOUTS)]
+    layouts = [split_calls(image) for _ in range(_LAYOUTS)]
     for name in peers:
         # The copy by itself: what the peers allocate and free slows all that comes after them.
         case = f"{name} {width}x{height}"
@@ -268,17 +268,17 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
         yield from compare(case, {"ours": layouts[0][name], **peers[name]}, targets, rounds)
 
 
-def split_calls(image: Array, bands: Array) -> Calls:
+def split_calls(image: Array) -> Calls:
     """Our calls and a copy of as many bytes, on memory of their own."""
     height, width = image.shape[:2]
     pixels = image.copy()
     planes = _core.split_bands(pixels)
     merged = _core.merge_bands(planes, height, width)
     # As the decoder has them from OpenVINO: planes that do not compete for places in the cache.
-    apart = aligned((len(bands), bands.shape[1] + 1, bands.shape[2]))[:, :-1]
-    apart[:] = bands
+    apart = aligned((len(planes), planes.shape[1] + 1, planes.shape[2]))[:, :-1]
+    apart[:] = planes
     verify((_core.merge_bands(apart, height, width) == image).all(), "merge of planes apart")
-    source = np.ones((image.nbytes + bands.nbytes) // 2, np.uint8)
+    source = np.ones((pixels.nbytes + planes.nbytes) // 2, np.uint8)
     target = np.empty_like(source)
     return {
         "split": lambda: _core.split_bands(pixels, planes),
