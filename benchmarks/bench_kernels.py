@@ -9,7 +9,8 @@ and merge and the copy, which write where they are told to.
 What is compared:
 
   split, merge     uint8 image <-> float32 bands. `copy` moves as many bytes as the kernel must:
-                   one copy of (image + bands) / 2 bytes reads and writes image + bands in all.
+                   one copy of (image + bands) / 2 bytes reads and writes image + bands in all. For
+                   split + merge, one after the other, image + bands are read and written.
                    PyWavelets and numpy (with OpenCV for the colours) give the same bands and bytes.
   range coder      symbols drawn from tables of the model, narrow to wide, one table for a run:
                    constriction codes such a run fastest, ours and torchac get a table per symbol.
@@ -251,25 +252,28 @@ def bench_split_at(height: int, width: int, pywt: Any, rounds: int) -> Iterator[
     verify((merged == image).all(), "split and merge")
     split: Calls = {"numpy + OpenCV": lambda: numpy_split(image)}
     merge: Calls = {"numpy + OpenCV": lambda: numpy_merge(bands)}
+    both: Calls = {"numpy + OpenCV": lambda: numpy_merge(numpy_split(image))}
     if pywt is not None:
         split["PyWavelets"] = lambda: pywt_split(pywt, image)
         merge["PyWavelets"] = lambda: pywt_merge(pywt, bands)
+        both["PyWavelets"] = lambda: pywt_merge(pywt, pywt_split(pywt, image))
     for name in split:
         verify(np.allclose(split[name](), bands, atol=1e-5), f"split by {name}")
         verify(np.array_equal(merge[name](), image), f"merge by {name}")
     targets = {"copy": 0.5, "numpy + OpenCV": 3, "PyWavelets": 10}
-    peers = {"split": split, "merge": merge, "merge, planes apart": merge}
+    peers = {"split": split, "merge": merge, "merge, planes apart": merge, "split + merge": both}
     layouts = [split_calls(image) for _ in range(_LAYOUTS)]
     for name in peers:
         # The copy by itself: what the peers allocate and free slows all that comes after them.
         case = f"{name} {width}x{height}"
-        copies = [{"ours": calls[name], "copy": calls["copy"]} for calls in layouts]
+        copy = "copy of both" if name == "split + merge" else "copy"
+        copies = [{"ours": calls[name], "copy": calls[copy]} for calls in layouts]
         yield from compare(case, copies, targets, rounds)
         yield from compare(case, {"ours": layouts[0][name], **peers[name]}, targets, rounds)
 
 
 def split_calls(image: Array) -> Calls:
-    """Our calls and a copy of as many bytes, on memory of their own."""
+    """Our calls, and copies that move as many bytes as they must, on memory of their own."""
     height, width = image.shape[:2]
     pixels = image.copy()
     planes = _core.split_bands(pixels)
@@ -278,30 +282,43 @@ def split_calls(image: Array) -> Calls:
     apart = aligned((len(planes), planes.shape[1] + 1, planes.shape[2]))[:, :-1]
     apart[:] = planes
     verify((_core.merge_bands(apart, height, width) == image).all(), "merge of planes apart")
-    source = np.ones((pixels.nbytes + planes.nbytes) // 2, np.uint8)
+    source = np.ones(pixels.nbytes + planes.nbytes, np.uint8)
     target = np.empty_like(source)
+    from_half, to_half = (memory[: len(source) // 2] for memory in (source, target))
+
+    def there_and_back() -> None:
+        _core.merge_bands(_core.split_bands(pixels, planes), height, width, merged)
+
     return {
         "split": lambda: _core.split_bands(pixels, planes),
         "merge": lambda: _core.merge_bands(planes, height, width, merged),
         "merge, planes apart": lambda: _core.merge_bands(apart, height, width, merged),
-        "copy": lambda: np.copyto(target, source),
+        "split + merge": there_and_back,
+        "copy": lambda: np.copyto(to_half, from_half),
+        "copy of both": lambda: np.copyto(target, source),
     }
 
 
-def bench_threads(rounds: int) -> Iterator[Row]:
-    """The same images on one thread and on two."""
-    image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    images = [image] * 8
+def bench_threads(
+    rounds: int, sizes: Sequence[int] = (256, 512), images: int = 64
+) -> Iterator[Row]:
+    """Images on one thread, and on two that take half of them each."""
+    for size in sizes:
+        image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        own = [split_calls(image)["split + merge"] for _ in range(2)]
 
-    def work(picture: Array) -> None:
-        _core.merge_bands(_core.split_bands(picture), 512, 512)
+        def work(call: Callable[[], Any], count: int) -> None:
+            for _ in range(count):
+                call()
 
-    with ThreadPoolExecutor(2) as pool:
-        calls: Calls = {
-            "ours": lambda: list(pool.map(work, images)),
-            "one thread": lambda: list(map(work, images)),
-        }
-        yield from compare("split + merge 512x512, two threads", calls, {}, rounds)
+        with ThreadPoolExecutor(2) as pool:
+            halves = [images // 2] * 2
+            calls: Calls = {
+                "ours": lambda: list(pool.map(work, own, halves)),  # noqa: B023
+                "one thread": lambda: list(map(work, own, halves)),  # noqa: B023
+            }
+            case = f"{images} times split + merge {size}x{size}, two threads"
+            yield from compare(case, calls, {}, rounds)
 
 
 # -- range coder -----------------------------------------------------------------------------------

@@ -50,6 +50,28 @@ class Captured:
         return graph, own, output
 
 
+class Uploads:
+    """Batches brought to the GPU while it computes, beside what it computes."""
+
+    def __init__(self) -> None:
+        self.stream = torch.cuda.Stream()
+        self.waiting: list[Tensor] | None = None
+
+    def start(self, batch: Sequence[Tensor]) -> None:
+        """Returns when the batch has been read, which may change afterwards."""
+        with torch.cuda.stream(self.stream):
+            self.waiting = [part.to(device()) for part in batch]
+
+    def take(self) -> list[Tensor] | None:
+        """What was started, for the current stream; None if nothing was."""
+        batch, self.waiting = self.waiting, None
+        stream = torch.cuda.current_stream()
+        stream.wait_stream(self.stream)
+        for part in batch or ():
+            part.record_stream(stream)
+        return batch
+
+
 def make_capturable(optimisers: Sequence[torch.optim.Optimizer]) -> None:
     """Let learning rates be tensors, so that recorded steps follow the schedule, in place.
 

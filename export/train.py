@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export.captured import Captured, make_capturable, zero_gradients
+from export.captured import Captured, Uploads, make_capturable, zero_gradients
 from export.data import (
     HEADER_BYTES,
     BatchKind,
@@ -220,6 +220,7 @@ class Trainer(Run[Codec, Settings]):
             make_capturable((self.muon, self.adam))
             self.captured_gradients = Captured(self.fresh_gradients)
             self.captured_update = Captured(super().update)
+            self.uploads = Uploads()
 
     def build(self, state: dict[str, Any] | None) -> Codec:
         model = Codec()
@@ -278,9 +279,10 @@ class Trainer(Run[Codec, Settings]):
     def gradients(self, progress: float) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:
         if device().type != "cuda":
             return super().gradients(progress)
-        batch = self.draw(progress)
+        batch = Batch(*(self.uploads.take() or self.draw(progress)))
         found: tuple[Tensor, Tensor, dict[str, Tensor | float]]
         found = self.captured_gradients(batch.image.shape, batch)
+        self.uploads.start(self.draw(progress))  # the next one
         return found
 
     def fresh_gradients(self, *parts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor | float]]:

@@ -180,7 +180,9 @@ class Run(Generic[M, S]):
         """Let the parameters follow their gradients, and their averages follow them."""
         self.muon.step()
         self.adam.step()
-        decay = min(self.settings.ema, (1 + self.step) / (10 + self.step))
+        decay = self.settings.ema
+        if device().type != "cuda":  # a recorded step would keep the first number for ever
+            decay = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             values = list(self.model.state_dict().values())
             torch._foreach_lerp_(list(self.ema.values()), values, 1 - decay)

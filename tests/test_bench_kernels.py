@@ -16,11 +16,13 @@ import bench_kernels
 def test_every_comparison_is_verified_and_timed(model: Model) -> None:
     rows = [
         *bench_kernels.bench_split(1, [(32, 48)]),
+        *bench_kernels.bench_threads(1, [32], 4),
         *bench_kernels.bench_range(model, 1, 200),
         *bench_kernels.bench_networks(1, [(32, 0.1)]),
     ]
     timed = [row for row in rows if row["peer"] != "skipped"]
-    assert {"copy", "numpy + OpenCV", "numpy, int32"} <= {row["peer"] for row in timed}
+    peers = {"copy", "one thread", "numpy + OpenCV", "numpy, int32"}
+    assert peers <= {row["peer"] for row in timed}
     for row in timed:
         assert row["ours_us"] > 0 and row["peer_us"] > 0  # type: ignore[operator]
     assert len({tuple(row) for row in rows}) == 1, "rows of a table have the same columns"
