@@ -16,7 +16,7 @@ import bench_kernels
 def test_every_comparison_is_verified_and_timed(model: Model) -> None:
     rows = [
         *bench_kernels.bench_split(1, [(32, 48)]),
-        *bench_kernels.bench_threads(1, [32], 4),
+        *bench_kernels.bench_threads(1, [32], 4 * 32**2),
         *bench_kernels.bench_range(model, 1, 200),
         *bench_kernels.bench_networks(1, [(32, 0.1)]),
     ]
