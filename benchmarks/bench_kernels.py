@@ -595,7 +595,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--model", default="edge")
-    parser.add_argument("--cpu", help="scalar, avx2, avx512vnni, neon or neondotprod (the best)")
+    parser.add_argument("--cpu", help="as FASDIFF_CPU: avx2, ... (the best)")
     parser.add_argument("--only", default="split,threads,range,networks,entropy")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the TSV file")
     args = parser.parse_args(argv)

@@ -41,6 +41,7 @@ struct ConvKernel {
 // The wide kernels take any int16 activation, the narrow ones -128..127.
 extern const ConvKernel kConvWideScalar;
 extern const ConvKernel kConvWideAvx2;
+extern const ConvKernel kConvNarrowAvxVnni;
 extern const ConvKernel kConvNarrowAvx512Vnni;
 extern const ConvKernel kConvWideNeon;
 extern const ConvKernel kConvNarrowNeonDotprod;

@@ -6,6 +6,9 @@
 #if FASDIFF_SIMD_ARM
 #include <sys/auxv.h>
 #endif
+#if FASDIFF_SIMD_AVXVNNI
+#include <cpuid.h>
+#endif
 
 namespace fasdiff {
 namespace {
@@ -14,6 +17,15 @@ constexpr int kInvalid = -1;
 
 #if FASDIFF_SIMD_ARM
 constexpr unsigned long kHwcapAsimdDotprod = 1ul << 20;  // HWCAP_ASIMDDP of Linux.
+#endif
+
+#if FASDIFF_SIMD_AVXVNNI
+// CPUID leaf 7, subleaf 1, EAX bit 4 (not every compiler's __builtin_cpu_supports knows it). That
+// the system keeps the registers is what support of AVX2 says.
+bool HasAvxVnni() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
+}
 #endif
 
 const char* FromEnvironment() {
@@ -43,6 +55,8 @@ const char* CpuPathName(CpuPath path) {
       return "scalar";
     case CpuPath::kAvx2:
       return "avx2";
+    case CpuPath::kAvxVnni:
+      return "avxvnni";
     case CpuPath::kAvx512Vnni:
       return "avx512vnni";
     case CpuPath::kNeon:
@@ -60,6 +74,12 @@ bool CpuPathAvailable(CpuPath path) {
     case CpuPath::kAvx2:
 #if FASDIFF_SIMD_X86
       return __builtin_cpu_supports("avx2");
+#else
+      return false;
+#endif
+    case CpuPath::kAvxVnni:
+#if FASDIFF_SIMD_AVXVNNI
+      return __builtin_cpu_supports("avx2") && HasAvxVnni();
 #else
       return false;
 #endif

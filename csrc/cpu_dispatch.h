@@ -14,10 +14,10 @@
 
 namespace fasdiff {
 
-enum class CpuPath : int { kScalar = 0, kAvx2, kAvx512Vnni, kNeon, kNeonDotprod };
-constexpr int kNumCpuPaths = 5;
+enum class CpuPath : int { kScalar = 0, kAvx2, kAvxVnni, kAvx512Vnni, kNeon, kNeonDotprod };
+constexpr int kNumCpuPaths = 6;
 
-// As FASDIFF_CPU spells it: "scalar", "avx2", "avx512vnni", "neon", "neondotprod".
+// As FASDIFF_CPU spells it: "scalar", "avx2", "avxvnni", "avx512vnni", "neon", "neondotprod".
 const char* CpuPathName(CpuPath path);
 
 // Whether this build contains the path and this machine runs it. The scalar path always is there.

@@ -15,6 +15,7 @@ const FrequencyKernel* KernelOf(CpuPath path) {
   switch (path) {
 #if FASDIFF_SIMD_X86
     case CpuPath::kAvx2:
+    case CpuPath::kAvxVnni:
       return &kFrequencyAvx2;
     case CpuPath::kAvx512Vnni:
       // The first processors with VNNI have no VBMI.

@@ -15,6 +15,10 @@ std::vector<const ConvKernel*> KernelsOf(CpuPath path) {
 #if FASDIFF_SIMD_X86
     case CpuPath::kAvx2:
       return {&kConvWideAvx2};
+#if FASDIFF_SIMD_AVXVNNI
+    case CpuPath::kAvxVnni:
+      return {&kConvNarrowAvxVnni, &kConvWideAvx2};
+#endif
     case CpuPath::kAvx512Vnni:
       return {&kConvNarrowAvx512Vnni, &kConvWideAvx2};
 #elif FASDIFF_SIMD_ARM

@@ -1,8 +1,8 @@
 """Which instruction set the C++ kernels use.
 
 The best that the package was built with and the processor has, chosen at first use; the
-environment variable FASDIFF_CPU forces another: scalar, avx2, avx512vnni, neon or neondotprod. All
-give the same files and the same images.
+environment variable FASDIFF_CPU forces another: scalar, avx2, avxvnni, avx512vnni, neon or
+neondotprod. All give the same files and the same images.
 """
 
 from __future__ import annotations
