@@ -22,6 +22,7 @@ from export.integer_entropy import (
     q_tables,
     scale_of_index,
     serialize,
+    straight_through,
 )
 from export.set_gains import set_gains
 from fasdiff_edge import _core
@@ -47,6 +48,18 @@ def residual_groups() -> list[tuple[int, int, int]]:
     """(size, scan, start) of each."""
     c = CONFIG
     return [*zip(c.residual_sizes, c.residual_scans, c.residual_starts, strict=True)]
+
+
+def test_a_straight_through_value_is_the_hard_one_and_its_gradient_the_soft_ones() -> None:
+    soft = torch.tensor([0.3, 1e8], requires_grad=True)
+    hard = (2 * soft).round()
+    found = straight_through(3 * soft, hard)
+    assert torch.equal(found, hard)  # a sum and a difference would have rounded
+    found.sum().backward()
+    assert soft.grad is not None
+    assert soft.grad.tolist() == [3.0, 3.0]
+    with pytest.raises(ValueError, match=r"\(2,\) and \(1,\)"):
+        straight_through(soft, hard[:1])
 
 
 def random_model(seed: int, config: EntropyConfig = CONFIG, octaves: float = 0.3) -> EntropyModel:
