@@ -21,6 +21,10 @@
 
 #include <cstring>
 
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
 #include "conv_kernel.h"
 
 namespace fasdiff {
@@ -311,6 +315,45 @@ struct ConvLoops {
     }
   }
 };
+
+#ifdef __AVX2__
+// What units with vectors of 256 bits have in common, whatever they multiply.
+struct Operations256 {
+  using Sums = __m256i;
+  using Weights = __m256i;
+
+  static constexpr int kLanes = 8;
+
+  // One bit for each of the eight words that are not zero.
+  static uint32_t WordsOf(__m256i v) {
+    const __m256i is_zero = _mm256_cmpeq_epi32(v, _mm256_setzero_si256());
+    return ~static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(is_zero))) & 0xFF;
+  }
+
+  static Sums LoadBias(const int32_t* bias, int32_t correction) {
+    return _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bias)),
+                            _mm256_set1_epi32(correction));
+  }
+  static Weights LoadWeights(const char* at) {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+  }
+  static __m256i LoadWord(const char* at) {
+    int32_t word;
+    std::memcpy(&word, at, sizeof(word));
+    return _mm256_set1_epi32(word);
+  }
+
+  // (sum + 2^(shift - 1)) >> shift without the addition that could overflow.
+  static void Requantise(Sums sums, int shift, int lo, int hi, int16_t* out) {
+    const __m256i bit = _mm256_and_si256(_mm256_sra_epi32(sums, _mm_cvtsi32_si128(shift - 1)),
+                                         _mm256_set1_epi32(1));
+    __m256i v = _mm256_add_epi32(_mm256_sra_epi32(sums, _mm_cvtsi32_si128(shift)), bit);
+    v = _mm256_min_epi32(_mm256_max_epi32(v, _mm256_set1_epi32(lo)), _mm256_set1_epi32(hi));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                     _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+  }
+};
+#endif
 
 }  // namespace
 }  // namespace fasdiff
