@@ -230,9 +230,14 @@ class Encoder:
             if self._gradient is None:
                 # Two parts of one graph, see `export/gradient.py`.
                 graph = self._model.read(SYNTHESIS) + self._model.read(GRADIENT)
-                self._gradient = load_graph(graph, self._engine, self._threads)
-                inputs = [*_student_inputs(self._model.entropy), "target", "weight"]
-                _check_ports(self._gradient, inputs, ["bands", "error", "prompt_gradient"])
+                self._gradient = _load_student(
+                    self._model.entropy,
+                    graph,
+                    self._engine,
+                    self._threads,
+                    ["target", "weight"],
+                    ["error", "prompt_gradient"],
+                )
             return self._gradient
 
     def _search(self, latents: _Latents, limit: int, low: int, high: int) -> Search:
@@ -335,7 +340,11 @@ class Encoder:
 
 
 class Decoder:
-    """Decodes files. Reusable; may be shared between threads."""
+    """Decodes files. Reusable; may be shared between threads.
+
+    With OpenVINO the first file with a residual (quality 28 and more) takes some 0.2 s longer: its
+    student is loaded then, since one that has no residual to look at is faster.
+    """
 
     def __init__(
         self,
@@ -381,7 +390,9 @@ class Decoder:
         """
         with stage("entropy decode"):
             header, seed, levels = read_levels(data, self._model, self._max_pixels)
-            prompt = _prompt(self._model.entropy, levels, header.quality)
+            entropy, quality = self._model.entropy, header.quality
+            residual = quality >= entropy.residual_from
+            prompt = _prompt(entropy, levels, quality, residual=residual)
         realism = self._realism * self._unknown(header.quality)
         with stage("noise"):
             hy, wy = header.latent_size
@@ -403,43 +414,71 @@ class Decoder:
 
 
 class _Student:
-    """The synthesis graph of a model."""
+    """The synthesis graph of a model: without a residual, and with one once that is asked for."""
 
     def __init__(self, model: Model, engine: str, num_steps: int, threads: int | None) -> None:
-        self._graph = load_graph(model.read(SYNTHESIS), engine, threads)
+        self._model, self._engine, self._threads = model, engine, threads
         self._schedule = Schedule(num_steps, model.time_shift, model.deviations)
         self._entropy = model.entropy
-        _check_ports(self._graph, _student_inputs(model.entropy), ["bands"])
+        self._lock = threading.Lock()
+        self._base = _load_student(model.entropy, model.read(SYNTHESIS), engine, threads)
+        self._whole: Graph | None = self._base if "residual" in self._base.inputs else None
 
     def bands(self, prompt: Prompt, noise: Array, realism: float) -> Array:
         """float32 [48, 4 hy, 4 wy], of noise of that shape."""
         return sample(self._denoise, prompt, noise, realism, self._schedule)
 
     def _denoise(self, prompt: Prompt, x_t: Array, t: Array, realism: Array) -> Array:
-        bands = self._graph.run(_student_arrays(self._entropy, prompt, x_t, t, realism))["bands"]
+        graph = self._base if prompt.residual is None else self._with_residual()
+        bands = graph.run(_student_arrays(graph, self._entropy, prompt, x_t, t, realism))["bands"]
         _check_shape("bands", bands, x_t.shape)
         return bands
 
+    def _with_residual(self) -> Graph:
+        with self._lock:
+            if self._whole is None:
+                graph = self._model.read(SYNTHESIS)
+                self._whole = load_graph(graph, self._engine, self._threads)
+            return self._whole
 
-def _student_inputs(entropy: EntropyModel) -> list[str]:
-    residual = ["residual"] if entropy.num_residual > 0 else []
-    return ["prompt", "s_hat", "x_t", "t", "realism", "quality", *residual]
+
+def _load_student(
+    entropy: EntropyModel,
+    graph: bytes,
+    engine: str,
+    threads: int | None,
+    more_inputs: Sequence[str] = (),
+    more_outputs: Sequence[str] = (),
+) -> Graph:
+    """A synthesis graph, or one that goes on from it, for files without a residual."""
+    names = ["prompt", "s_hat", "x_t", "t", "realism", "quality", *more_inputs]
+    without = "residual" if entropy.num_residual else None
+    found = load_graph(graph, engine, threads, without)
+    if without in found.inputs:
+        names.append("residual")
+    _check_ports(found, names, ["bands", *more_outputs])
+    return found
 
 
 def _student_arrays(
-    entropy: EntropyModel, prompt: Prompt, x_t: Array, t: Array, realism: Array
+    graph: Graph, entropy: EntropyModel, prompt: Prompt, x_t: Array, t: Array, realism: Array
 ) -> dict[str, Array]:
-    """`_student_inputs` and their values."""
-    known = {
+    """What a synthesis graph takes."""
+    arrays = {
         "prompt": prompt.visual,
         "s_hat": prompt.s_hat,
         "quality": prompt.quality,
-        "residual": prompt.residual,
         "x_t": x_t,
         "t": t,
         "realism": realism,
     }
-    return {name: known[name] for name in _student_inputs(entropy)}
+    if "residual" in graph.inputs:
+        residual = prompt.residual
+        if residual is None:
+            shape = (1, entropy.num_residual, *prompt.visual.shape[2:])
+            residual = np.zeros(shape, np.float32)
+        arrays["residual"] = residual
+    return arrays
 
 
 class _Refinement:
@@ -470,7 +509,8 @@ class _Refinement:
     def error(self, decoded: Levels) -> tuple[float, Array]:
         prompt = _prompt(self._entropy, decoded, self._quality)
         x_t, t = np.zeros_like(self._bands)[None], np.ones(1, np.float32)
-        inputs = _student_arrays(self._entropy, prompt, x_t, t, np.zeros(1, np.float32))
+        realism = np.zeros(1, np.float32)
+        inputs = _student_arrays(self._graph, self._entropy, prompt, x_t, t, realism)
         target = {"target": self._bands[None], "weight": self._weight[None, None]}
         found = self._graph.run({**inputs, **target})
         gradient = found["prompt_gradient"]
@@ -501,13 +541,15 @@ class _Left:
     residual: Array
 
 
-def _prompt(entropy: EntropyModel, levels: Levels, quality: int) -> Prompt:
-    """What the student is told; quality in quarter steps."""
+def _prompt(
+    entropy: EntropyModel, levels: Levels, quality: int, *, residual: bool = False
+) -> Prompt:
+    """What the student is told, with or without the residual; quality in quarter steps."""
     return Prompt(
         visual=entropy.visual_prompt(levels, quality)[None],
         s_hat=entropy.semantics(levels, quality)[None],
         quality=np.array([quality / bitstream.MAX_QUALITY], np.float32),
-        residual=entropy.residual(levels, quality)[None],
+        residual=entropy.residual(levels, quality)[None] if residual else None,
     )
 
 

@@ -26,6 +26,8 @@ from .frequency import aligned
 
 Arrays = Mapping[str, NDArray[np.float32]]
 _WITH_ROW = {"bands"}  # outputs of the graphs; see `_add_rows`
+# OpenVINO's operators that give 0 of 0 and constants, for `_leave_out`
+_KEEP_ZERO = {"Convert", "Convolution", "DepthToSpace", "Divide", "Gather", "Multiply", "Reshape"}
 
 
 class Graph(Protocol):
@@ -54,7 +56,7 @@ class Graph(Protocol):
 class OpenVinoGraph:
     """A graph in OpenVINO's CPU plugin, in float32 whatever the CPU would prefer."""
 
-    def __init__(self, model: bytes, threads: int | None) -> None:
+    def __init__(self, model: bytes, threads: int | None, without: str | None = None) -> None:
         try:
             openvino: Any = importlib.import_module("openvino")
         except ImportError as error:
@@ -69,6 +71,8 @@ class OpenVinoGraph:
         try:
             core = openvino.Core()
             read = core.read_model(model)
+            if without is not None:
+                _leave_out(read, without)
             _add_rows(openvino, read)
             self._compiled: Any = core.compile_model(read, "CPU", config)
         except Exception as error:
@@ -95,6 +99,40 @@ class OpenVinoGraph:
         with self._lock:
             self._idle.append(request)
         return results
+
+
+def _leave_out(model: Any, name: str) -> None:
+    """Take an input that is zero out of a graph, in place, with all that it alone feeds.
+
+    That may be operators that keep zero what is zero, which end in sums: these are then what else
+    they add.
+    """
+    found = [p for p in model.get_parameters() if name in p.output(0).get_names()]
+    if not found:
+        raise ValueError(f"it has no input {name}")
+    parameter = found[0]
+    constant = set()  # by name: each look at a node makes another object of it
+    fed = {parameter.get_friendly_name()}
+    for node in model.get_ordered_ops():  # from inputs to outputs
+        sources = [port.get_source_output() for port in node.inputs()]
+        from_it = [source.get_node().get_friendly_name() in fed for source in sources]
+        if not any(from_it):
+            known = all(source.get_node().get_friendly_name() in constant for source in sources)
+            if known and node.get_type_name() != "Parameter":
+                constant.add(node.get_friendly_name())
+            continue
+        others = [source for source, its in zip(sources, from_it, strict=True) if not its]
+        if all(source.get_node().get_friendly_name() in constant for source in others):
+            if node.get_type_name() not in _KEEP_ZERO:
+                raise ValueError(f"{node.get_friendly_name()} may turn a {name} of 0 into others")
+            fed.add(node.get_friendly_name())
+            continue
+        if node.get_type_name() != "Add":
+            raise ValueError(f"{name} enters {node.get_friendly_name()}, which is no sum")
+        names = node.output(0).get_names()
+        node.output(0).replace(others[0])
+        others[0].set_names(names)
+    model.remove_parameter(parameter)
 
 
 def _add_rows(openvino: Any, model: Any) -> None:
@@ -124,7 +162,7 @@ class OnnxRuntimeGraph:
 
     provider = "CPUExecutionProvider"
 
-    def __init__(self, model: bytes, threads: int | None) -> None:
+    def __init__(self, model: bytes, threads: int | None, without: str | None = None) -> None:
         try:
             onnxruntime: Any = importlib.import_module("onnxruntime")
         except ImportError as error:
@@ -257,7 +295,7 @@ def choose_engine(engine: str) -> str:
     return "openvino" if x86 and importlib.util.find_spec("openvino") else "onnxruntime"
 
 
-def load_graph(model: bytes, engine: str, threads: int | None) -> Graph:
+def load_graph(model: bytes, engine: str, threads: int | None, without: str | None = None) -> Graph:
     """Load a graph.
 
     Args:
@@ -265,6 +303,8 @@ def load_graph(model: bytes, engine: str, threads: int | None) -> Graph:
       engine: "auto" or a name of `ENGINE_NAMES`.
       threads: at least 1; None follows the profile of this machine, or else leaves it to the
         engine.
+      without: an input that is to be zero, and that changes nothing then. OpenVINO leaves it out,
+        with the work that it would make; elsewhere it is still among the `inputs`, to be given.
     Raises:
       OptionError: unknown engine, or a profile that cannot be read.
       EngineError: the engine is not installed or refuses the graph.
@@ -274,7 +314,7 @@ def load_graph(model: bytes, engine: str, threads: int | None) -> Graph:
         measured = profile.applicable()
         if measured is not None and measured.engine == name:
             threads = measured.threads
-    return _ENGINES[name](model, threads)
+    return _ENGINES[name](model, threads, without)
 
 
 def _line(error: BaseException) -> str:

@@ -31,13 +31,13 @@ class Prompt:
       visual: [1, Cy + Cz, hy, wy], the visual prompt: y_hat and z_hat.
       s_hat: [1, S], the low-frequency semantics.
       quality: [1], 0..1, how finely y was quantised.
-      residual: [1, R, hy, wy], what the base leaves of the image; zero where it is not coded.
+      residual: [1, R, hy, wy], what the base leaves of the image; None where it is not coded.
     """
 
     visual: Array
     s_hat: Array
     quality: Array
-    residual: Array
+    residual: Array | None
 
 
 @dataclass(frozen=True)

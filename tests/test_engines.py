@@ -13,7 +13,7 @@ import pytest
 
 from fasdiff_edge import EngineError, OptionError
 from fasdiff_edge.engines import CPU_ENGINE_NAMES, available_engines, choose_engine, load_graph
-from fasdiff_edge.models import ANALYSIS, SYNTHESIS, Model
+from fasdiff_edge.models import ANALYSIS, GRADIENT, SYNTHESIS, Model
 
 
 def analysis_inputs(height: int, width: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -185,6 +185,42 @@ def test_shapes_are_dynamic(engine: str, model: Model, size: tuple[int, int]) ->
     assert outputs["s"].shape == (1, entropy.num_s)
     graph = load_graph(model.read(SYNTHESIS), engine, 1)
     assert graph.run(synthesis_inputs(model, hy, wy))["bands"].shape == (1, 48, height, width)
+
+
+@pytest.mark.parametrize("more", [[], [GRADIENT]])
+def test_an_input_that_is_zero_is_left_out_with_its_work(
+    engine: str, model: Model, more: list[str]
+) -> None:
+    """Where the engine can; what comes out is the same, bit for bit."""
+    parts = b"".join(model.read(file) for file in (SYNTHESIS, *more))
+    inputs = synthesis_inputs(model, 8, 6)
+    random = np.random.default_rng(5)
+    inputs["target"] = random.normal(0.0, 1.0, (1, 48, 32, 24)).astype(np.float32)
+    inputs["weight"] = np.ones((1, 1, 32, 24), np.float32)
+    inputs["residual"][:] = 0
+    whole = load_graph(parts, engine, 1)
+    without = load_graph(parts, engine, 1, "residual")
+    assert set(whole.inputs) - set(without.inputs) == (
+        {"residual"} if engine == "openvino" else set()
+    )
+    assert list(without.outputs) == list(whole.outputs)
+    expected = whole.run({name: inputs[name] for name in whole.inputs})
+    found = without.run({name: inputs[name] for name in without.inputs})
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing", "has no input nothing"),
+        ("x_t", "may turn a x_t of 0 into others"),
+        ("prompt", "may turn a prompt of 0 into others"),
+    ],
+)
+def test_an_input_whose_zeros_say_something_stays(model: Model, name: str, reason: str) -> None:
+    with pytest.raises(EngineError, match=reason):
+        load_graph(model.read(SYNTHESIS), "openvino", 1, name)
 
 
 def test_outputs_belong_to_the_caller(engine: str, model: Model) -> None:
