@@ -100,7 +100,8 @@ def deafen(codec: Codec) -> None:
 def noise_weights(codec: Codec) -> list[Tensor]:
     """What the student hears the noise with."""
     student = codec.g_s
-    return [layer.weight for layer in (student.noise4, student.noise8, student.noise16)]
+    heard = [layer.weight for layer in (student.noise4, student.noise8, student.noise16)]
+    return [*heard, *student.texture.parameters()]
 
 
 def only_student(codec: Codec) -> Codec:
@@ -121,6 +122,13 @@ def only_drawing(codec: Codec) -> Codec:
     films = [block.film for block in blocks if block.film is not None]
     for film in (*films, student.film_low, student.film_high):
         _train_columns(film.weight, always)
+    return codec
+
+
+def only_texture(codec: Codec) -> Codec:
+    """The same, with nothing to train but how much of the noise each band gets."""
+    codec.requires_grad_(False)
+    codec.g_s.texture.requires_grad_(True)
     return codec
 
 

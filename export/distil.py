@@ -42,6 +42,7 @@ from export.diffusion import (
     only_drawing,
     only_later_steps,
     only_student,
+    only_texture,
     sample,
     sharpness,
     times,
@@ -51,6 +52,7 @@ from export.losses import (
     PerceptualLoss,
     draw_views,
     feature_distance,
+    mean_shift,
     structural_distance,
     viewed,
 )
@@ -116,6 +118,7 @@ class DistilSettings(RunSettings):
     residual_share: float = 0.15  # of the images are coded with a residual
     end_to_end: bool = False
     only_drawing: bool = False  # leave the posterior mean as it is
+    only_texture: bool = False  # likewise, and train the noise that is added alone
     only_later_steps: bool = False  # leave the first step as it is as well
     face_weight: tuple[float, float, float] = (0.5, 2.0, 0.0)  # as in `export.train.Settings`
     colour_weight: float = 0.0  # likewise
@@ -127,6 +130,7 @@ class DistilSettings(RunSettings):
     structural_weight: float = 1.0  # of 1 - SSIM
     identity_weight: float = 1.5  # at realism 1; two thirds of it at 0
     identity_share: float = 0.25  # of the batch
+    shift_weight: float = 0.0  # of how far what is drawn has shifted as a whole; see `mean_shift`
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
     # of the squared error and of 1 - SSIM that is left at realism 1
@@ -136,8 +140,9 @@ class DistilSettings(RunSettings):
     teacher_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.end_to_end + self.only_drawing + self.only_later_steps > 1:
-            raise ValueError("choose one of end_to_end, only_drawing and only_later_steps")
+        chosen = ("end_to_end", "only_drawing", "only_texture", "only_later_steps")
+        if sum(getattr(self, name) for name in chosen) > 1:
+            raise ValueError(f"choose one of {', '.join(chosen)}")
 
 
 class DistilTrainer(Run[Codec, DistilSettings]):
@@ -185,6 +190,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             model.load_state_dict(state["model"])
         if self.settings.only_drawing:
             return only_drawing(model)
+        if self.settings.only_texture:
+            return only_texture(model)
         if self.settings.only_later_steps:
             return only_later_steps(model)
         if not self.settings.end_to_end:
@@ -248,7 +255,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         faithfulness = 1 - (1 - s.fidelity) * realism
         distortion = lam * mse * faithfulness
         decoded = merge_bands(out)
-        extra = torch.zeros(count)
+        extra, shift = torch.zeros(count), torch.zeros(())
         logs: dict[str, Tensor | float] = {"mse": mse.detach().mean()}
         if s.structural_weight:
             structural = structural_distance(decoded, image)
@@ -262,6 +269,11 @@ class DistilTrainer(Run[Codec, DistilSettings]):
                 with torch.no_grad():
                     reference = self.perceptual.features(viewed(image[drawn], views))
                 features = self.perceptual.features(viewed(decoded[drawn], views))
+                sure = torch.nonzero(realism[drawn] == 1)[:, 0]
+                if s.shift_weight and len(sure) > 1:
+                    sets = [[f[sure] for f in found] for found in (features, reference)]
+                    shift = mean_shift(*(self.perceptual.pooled(found) for found in sets))
+                    logs["shift"] = shift.detach()
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach().mean()
@@ -291,6 +303,7 @@ class DistilTrainer(Run[Codec, DistilSettings]):
         total = distortion + feature_share(relative) * extra
         if s.end_to_end:
             total = total + faithful * bits / size**2
+        total = total + s.shift_weight * shift
         return (total * relative**-BALANCE).mean(), logs
 
     def draw_steps(self) -> int:

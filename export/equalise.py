@@ -61,7 +61,7 @@ def streams(codec: Codec) -> list[Stream]:
         Stream(
             blocks(s.b4),
             [s.up4, s.noise4, s.residual4],
-            [s.low, s.high],
+            [s.low, s.high, s.texture],
             [s.film_low, s.film_high],
         ),
     ]

@@ -50,6 +50,14 @@ class PerceptualLoss(nn.Module):
                 found.append(x)
         return found
 
+    def pooled(self, features: list[Tensor]) -> Tensor:
+        """What the network makes of the last of `features`: its pooled features, [B, C]."""
+        net, x = self.net, features[-1]
+        for block in net._blocks[max(self.taps) + 1 :]:
+            x = block(x, drop_connect_rate=0.0)
+        found: Tensor = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))
+        return found
+
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
         """Distance per image, [B]."""
         with mixed_precision():
@@ -69,6 +77,25 @@ def feature_distance(features: list[Tensor], reference: list[Tensor]) -> Tensor:
         diff = F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)
         total = total + diff.square().sum(1).mean((1, 2))
     return total
+
+
+def mean_shift(pooled: Tensor, reference: Tensor) -> Tensor:
+    """How far pictures as a set are from what they are of, by pooled features [B, C] of both: the
+    squared length of the mean difference, over C. Unbiased, so 0 is its mean where nothing shifts.
+
+    The squared kernel distance with a linear kernel (Gretton et al., JMLR 2012, lemma 6; Binkowski
+    et al., ICLR 2018), for pairs. A feature that is off by chance, up in one picture and down in
+    another, does not count, as it does in `feature_distance`.
+
+    Raises:
+      ValueError: fewer than two pictures.
+    """
+    away = pooled.float() - reference.float()
+    count, channels = away.shape
+    if count < 2:
+        raise ValueError(f"{count} pictures are no set")
+    pairs = away.sum(0).square().sum() - away.square().sum()
+    return pairs / (count * (count - 1) * channels)
 
 
 MAX_ZOOM = 1.5
@@ -133,7 +160,7 @@ def fold_batch_norm(net: nn.Module) -> None:
     """Fold each frozen `_bnN` of an EfficientNet into the convolution it follows, in place."""
     fuse = nn.utils.fusion.fuse_conv_bn_weights
     pairs = [("_conv_stem", "_bn0"), ("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1")]
-    pairs += [("_project_conv", "_bn2")]
+    pairs += [("_project_conv", "_bn2"), ("_conv_head", "_bn1")]
     for module in list(net.modules()):
         for conv_name, norm_name in pairs:
             conv, norm = getattr(module, conv_name, None), getattr(module, norm_name, None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyModel, enlarge
 from export.precision import mixed_precision
-from export.quantised import quantise_convolutions
+from export.quantised import SplitConv2d, quantise_convolutions
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -115,10 +115,11 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
+        """scale_shift [B, 2C]: what `film` makes of the conditions."""
         h = self.conv1(x)
-        if self.film is not None:
-            h = modulate(h, self.film(condition))
+        if scale_shift is not None:
+            h = modulate(h, scale_shift)
         return x + self.conv2(F.relu(h))  # type: ignore[no-any-return]
 
 
@@ -128,10 +129,10 @@ def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
     return x * (1 + torch.tanh(scale)) + shift
 
 
-# What is INT8 in a quantised model; True: outputs as well as inputs. The first and the last
-# convolutions stay float: bands and latents span more than 8 bits. Outputs of the student's last
-# blocks do too: a value between two levels may fall on either, by engine, and nothing evens it out.
-# So does what brings the student to H/4: rounded, it costs more than the time it takes.
+# What is INT8 in a quantised model; True: outputs as well as inputs. The first convolution of the
+# student and those that give latents and ll2 stay float: they span more than 8 bits; so does ll2 in
+# the first of the analysis (`SplitConv2d`). Outputs of the student's last blocks do too: a value
+# between two levels may fall on either, by engine, and nothing evens it out.
 QUANTISED = {
     "g_a.fuse": False,
     "g_a.b4": True,
@@ -145,7 +146,10 @@ QUANTISED = {
     "g_s.noise4": False,
     "g_s.up8": False,
     "g_s.b8": True,
+    "g_s.up4": False,
     "g_s.b4": False,
+    "g_s.high": False,
+    "g_s.texture": False,
 }
 
 
@@ -184,7 +188,8 @@ class Analysis(nn.Module):
         c, e = config, config.entropy
         self.register_buffer("scale", band_scale(), persistent=False)
         self.has_semantics = c.semantics
-        self.stem = conv(NUM_BANDS, c.w4 // 2 + c.w4, 3)
+        stem = conv(NUM_BANDS, c.w4 // 2 + c.w4, 3)
+        self.stem = SplitConv2d(stem, LOW) if c.quantised else stem
         self.fuse = conv(c.w4 + c.w4 // 2, c.w4, 1)
         n4, n8, n16 = c.encoder_blocks
         self.b4 = nn.Sequential(*(ResidualBlock(c.w4) for _ in range(n4)))
@@ -286,6 +291,16 @@ class Student(nn.Module):
             nn.init.zeros_(film.bias)
         self.low = conv(c.w4, LOW, 3, scale=0.3)
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
+        # how much of the noise each high band gets where it is: texture that has no grid
+        self.texture = conv(c.w4, NUM_BANDS - LOW, 1, scale=0.0)
+        self.register_load_state_dict_pre_hook(_without_texture)
+
+    def films(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Scales and shifts [B, 2C] of all that is modulated, in order; of one product for all."""
+        layers = [b.film for b in (*self.b16, *self.b8, *self.b4)]
+        layers += [self.film_low, self.film_high]
+        weight, bias = (torch.cat([getattr(f, n) for f in layers]) for n in ("weight", "bias"))
+        return F.linear(condition, weight, bias).split([f.out_features for f in layers], 1)
 
     def forward(
         self,
@@ -305,28 +320,36 @@ class Student(nn.Module):
         for layer in (relu, *layers):
             condition = layer(condition)
         drawn = F.relu(self.drawn(torch.cat([known, time], 1))) * realism[:, None]
-        condition = torch.cat([condition, drawn], 1)
+        films = iter(self.films(torch.cat([condition, drawn], 1)))
         with torch.autocast(prompt.device.type, enabled=False):  # more than bfloat16's 8 bits
             told = self.prompt(prompt)
         h = told + self.noise16(x_t)
         if residual is not None:
             h = h + self.residual16(residual * (1 / UNIT))
         for block in self.b16:
-            h = block(h, condition)
+            h = block(h, next(films))
         h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_t)
         for block in self.b8:
-            h = block(h, condition)
+            h = block(h, next(films))
         h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_t)
         if residual_bands is not None:
             h = h + self.residual4(residual_bands / self.scale)
         for block in self.b4:
-            h = block(h, condition)
-        low = modulate(h, self.film_low(condition))
-        high = self.high(F.relu(modulate(h, self.film_high(condition))))
+            h = block(h, next(films))
+        low = modulate(h, next(films))
+        h = F.relu(modulate(h, next(films)))
+        high = self.high(h) + self.texture(h) * x_t[:, LOW:]
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low.float()(F.relu(low).float())
         return torch.cat([low, high.float()], 1) * self.scale
+
+
+def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a Student load a checkpoint of before it had textures."""
+    for name, value in module.state_dict().items():
+        if name.startswith("texture."):
+            state.setdefault(f"{prefix}{name}", torch.zeros_like(value))
 
 
 def time_features(t: Tensor) -> Tensor:

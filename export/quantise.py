@@ -27,7 +27,7 @@ from export.data import Face, FaceSampler, crops_and_faces, read_index
 from export.diffusion import condition_of, decode
 from export.equalise import equalise
 from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
-from export.quantised import ActivationQuantiser, QuantisedConv2d, quantisers
+from export.quantised import ActivationQuantiser, QuantisedConv2d, SplitConv2d, quantisers
 
 CALIBRATION_STEPS = 2
 CALIBRATION_BATCHES = 6
@@ -61,11 +61,16 @@ def look_at(codec: Codec, batches: list[Tensor]) -> None:
 
 def calibrate(codec: Codec, batches: list[Tensor]) -> None:
     """Find the ranges of all activations on batches of images, as `look_at` takes them."""
+    split = [m for m in codec.modules() if isinstance(m, SplitConv2d)]
     for quantiser in quantisers(codec):
         quantiser.seen = []
+    for layer in split:
+        layer.highest = torch.zeros_like(layer.factors)
     look_at(codec, batches)
     for quantiser in quantisers(codec):
         quantiser.settle()
+    for layer in split:
+        layer.settle()
 
 
 def calibration_batches(faces: list[Face]) -> list[Tensor]:
@@ -130,13 +135,14 @@ class _Surgeon:
         if key not in self.known:
             self.known[key] = f"{node.output[0]}_in"
             before += self.around(source, self.known[key], layer.input)
-        steps = layer.weight_step().numpy()
+        biases = numpy_helper.to_array(self.initialisers[bias])
+        # a channel whose weights are zero, or next to it, must still hold its bias
+        steps = np.maximum(layer.weight_step().numpy(), np.abs(biases) / (step * 2**30))
         values = numpy_helper.to_array(self.initialisers[weight])
         rounded = np.rint(values / steps[:, None, None, None]).astype(np.int8)
         before.append(self.dequantised(f"{weight}_int8", rounded, steps))
         of_bias = steps.astype(np.float64) * step
-        values = numpy_helper.to_array(self.initialisers[bias])
-        whole = np.rint(values / of_bias).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        whole = np.rint(biases / of_bias).astype(np.int32)
         before.append(self.dequantised(f"{bias}_int32", whole, of_bias))
         node.input[:] = [self.known[key], f"{weight}_int8", f"{bias}_int32"]
         if layer.output is not None:

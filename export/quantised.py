@@ -101,6 +101,64 @@ class QuantisedConv2d(nn.Module):
         return found
 
 
+class SplitConv2d(nn.Module):
+    """A convolution in two: of its first channels in float, of all others in INT8.
+
+    For inputs of which a few channels span more than 8 bits. The others are multiplied by `factors`
+    first, after which one step suits them all.
+
+    Args:
+      plain: what it is to compute. Its `state_dict`, or such a one's, can be loaded.
+      exact: how many channels stay float.
+    """
+
+    factors: Tensor
+
+    def __init__(self, plain: nn.Conv2d, exact: int) -> None:
+        super().__init__()
+        cin, cout, size = plain.in_channels, plain.out_channels, plain.kernel_size
+        at = {"stride": plain.stride, "padding": plain.padding}
+        self.exact = nn.Conv2d(exact, cout, size, bias=False, **at)  # type: ignore[arg-type]
+        rest = nn.Conv2d(cin - exact, cout, size, **at)  # type: ignore[arg-type]
+        self.rounded = QuantisedConv2d(rest, output=False)
+        self.register_buffer("factors", torch.ones(1, cin - exact, 1, 1))
+        self.highest: Tensor | None = None  # while calibrating: largest magnitudes, as `factors`
+        self.register_load_state_dict_pre_hook(_divide_weights)
+        self.load_state_dict(plain.state_dict(), strict=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.exact.in_channels
+        with torch.autocast(x.device.type, enabled=False):
+            few, others = x[:, :first].float(), x[:, first:].float()
+            if self.highest is not None:
+                found = others.detach().abs().amax((0, 2, 3), keepdim=True)
+                self.highest = torch.maximum(self.highest, found)
+            y: Tensor = self.exact(few) + self.rounded(others * self.factors)
+        return y
+
+    def settle(self) -> None:
+        """End the calibration: as `ActivationQuantiser.settle`, with a range for each channel."""
+        if self.highest is None or not self.highest.any():
+            raise ValueError("nothing was seen to calibrate with")
+        high = self.highest.clamp_min(1e-6)
+        with torch.no_grad():
+            self.rounded.weight.mul_(self.factors * high)
+            self.factors.copy_(1 / high)
+            self.rounded.input.log2_step.fill_(-math.log2(ACTIVATION_MAX))
+        self.highest = None
+
+
+def _divide_weights(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a SplitConv2d load what a plain convolution has."""
+    assert isinstance(module, SplitConv2d)
+    weight = state.pop(f"{prefix}weight", None)
+    if weight is not None:
+        first = module.exact.in_channels
+        state[f"{prefix}exact.weight"] = weight[:, :first]
+        state[f"{prefix}rounded.weight"] = weight[:, first:] / module.factors
+        state[f"{prefix}rounded.bias"] = state.pop(f"{prefix}bias")
+
+
 def quantise_convolutions(module: nn.Module, names: dict[str, bool]) -> None:
     """Replace the convolutions of these names, or under them, in place; True: outputs as well."""
     for name, child in list(module.named_modules()):

@@ -21,6 +21,7 @@ from export.diffusion import (
     only_drawing,
     only_later_steps,
     only_student,
+    only_texture,
     sample,
     times,
 )
@@ -143,6 +144,31 @@ def test_drawing_is_learnt_without_touching_the_posterior_mean() -> None:
     after = decode(codec, c, noise, realism, 1)
     assert torch.equal(after[0], before[0])
     assert (after[1] - before[1]).abs().mean() > 1e-3
+
+
+def test_texture_is_the_noise_times_what_is_learnt_and_in_the_high_bands_alone() -> None:
+    torch.manual_seed(0)
+    codec, c = only_texture(small_codec()), condition()
+    noise, realism = torch.randn(2, 48, 16, 16), torch.tensor([0.0, 1.0])
+    before = decode(codec, c, noise, realism, 1)
+    with torch.no_grad():
+        codec.g_s.texture.bias.add_(0.5)
+    away = (decode(codec, c, noise, realism, 1) - before) / codec.g_s.scale
+    assert not away[0].any() and not away[1, :3].any()
+    torch.testing.assert_close(away[1, 3:], 0.5 * noise[1, 3:], atol=0.02, rtol=0.02)
+    assert {n for n, p in codec.named_parameters() if p.requires_grad} == {
+        "g_s.texture.weight",
+        "g_s.texture.bias",
+    }
+
+
+def test_a_checkpoint_of_before_has_no_texture() -> None:
+    codec = small_codec()
+    state = {k: v for k, v in codec.state_dict().items() if ".texture." not in k}
+    codec.load_state_dict(state)
+    assert not codec.g_s.texture.weight.any() and not codec.g_s.texture.bias.any()
+    with pytest.raises(RuntimeError, match="g_s.high.bias"):
+        codec.load_state_dict({k: v for k, v in state.items() if k != "g_s.high.bias"})
 
 
 def test_later_steps_are_learnt_without_a_change_to_the_first() -> None:

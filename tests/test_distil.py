@@ -23,7 +23,7 @@ from export.distil import (
     hinge_discriminator,
     hinge_generator,
 )
-from export.losses import MAX_ZOOM, draw_views, structural_distance, viewed
+from export.losses import MAX_ZOOM, draw_views, mean_shift, structural_distance, viewed
 from export.quantise import quantised_state
 
 
@@ -38,6 +38,9 @@ class FewFeatures(nn.Module):
 
     def features(self, image: Tensor) -> list[Tensor]:
         return [m(image / 255) for m in self.maps]
+
+    def pooled(self, features: list[Tensor]) -> Tensor:
+        return features[-1].mean((2, 3))
 
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
         pairs = zip(self.features(image), self.features(reference), strict=True)
@@ -183,6 +186,39 @@ def test_what_is_trained_is_chosen_once() -> None:
         DistilSettings(end_to_end=True, only_drawing=True)
     with pytest.raises(ValueError, match="choose one"):
         DistilSettings(only_drawing=True, only_later_steps=True)
+    with pytest.raises(ValueError, match="choose one"):
+        DistilSettings(only_drawing=True, only_texture=True)
+
+
+def test_the_shift_of_a_set_is_that_of_its_mean_without_bias() -> None:
+    """Features that differ by chance shift nothing, however much they differ."""
+    generator = torch.Generator().manual_seed(1)
+    reference = torch.randn(4000, 8, 3, generator=generator)
+    shift = torch.tensor([0.5, 0.0, -1.0])
+    found = {}
+    for name, away in (("none", 0.0), ("some", shift)):
+        pooled = reference + away + 2 * torch.randn(reference.shape, generator=generator)
+        each = torch.stack([mean_shift(a, b) for a, b in zip(pooled, reference, strict=True)])
+        error = 3 * float(each.std()) / len(each) ** 0.5
+        found[name] = float(each.mean()), error
+    assert abs(found["none"][0]) < found["none"][1] < 0.1
+    expected = float(shift.square().mean())
+    assert abs(found["some"][0] - expected) < found["some"][1] < 0.1
+    with pytest.raises(ValueError, match="1 pictures are no set"):
+        mean_shift(reference[0, :1], reference[0, :1])
+
+
+def test_what_is_drawn_follows_the_mean_of_the_originals(
+    face_folder: Path, tmp_path: Path, stand_ins: None
+) -> None:
+    trainer = distilling(
+        tmp_path, face_folder, only_texture=True, shift_weight=1.0, realism_shares=(1.0, 0.0)
+    )
+    loss, logs = trainer.loss(0.0)
+    loss.backward()
+    assert torch.is_tensor(logs["shift"]) and logs["shift"].isfinite()
+    for name, parameter in trainer.model.named_parameters():
+        assert (parameter.grad is not None) == name.startswith("g_s.texture."), name
 
 
 def test_views_are_parts_of_the_image_and_the_same_for_both() -> None:
