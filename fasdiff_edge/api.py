@@ -454,8 +454,8 @@ def _load_student(
     names = ["prompt", "s_hat", "x_t", "t", "realism", "quality", *more_inputs]
     without = "residual" if entropy.num_residual else None
     found = load_graph(graph, engine, threads, without)
-    if without in found.inputs:
-        names.append("residual")
+    if without is not None and found.left_out is None:
+        names.append(without)
     _check_ports(found, names, ["bands", *more_outputs])
     return found
 

@@ -35,10 +35,12 @@ class Graph(Protocol):
 
     Attributes:
       inputs, outputs: names, in the order of the file.
+      left_out: the input that is not needed; see `load_graph`.
     """
 
     inputs: Sequence[str]
     outputs: Sequence[str]
+    left_out: str | None
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
         """Evaluate the network.
@@ -56,6 +58,8 @@ class Graph(Protocol):
 class OpenVinoGraph:
     """A graph in OpenVINO's CPU plugin, in float32 whatever the CPU would prefer."""
 
+    left_out: str | None = None
+
     def __init__(self, model: bytes, threads: int | None, without: str | None = None) -> None:
         try:
             openvino: Any = importlib.import_module("openvino")
@@ -71,8 +75,8 @@ class OpenVinoGraph:
         try:
             core = openvino.Core()
             read = core.read_model(model)
-            if without is not None:
-                _leave_out(read, without)
+            if without is not None and _leave_out(read, without):
+                self.left_out = without
             _add_rows(openvino, read)
             self._compiled: Any = core.compile_model(read, "CPU", config)
         except Exception as error:
@@ -101,15 +105,15 @@ class OpenVinoGraph:
         return results
 
 
-def _leave_out(model: Any, name: str) -> None:
+def _leave_out(model: Any, name: str) -> bool:
     """Take an input that is zero out of a graph, in place, with all that it alone feeds.
 
     That may be operators that keep zero what is zero, which end in sums: these are then what else
-    they add.
+    they add. Returns whether there is such an input.
     """
     found = [p for p in model.get_parameters() if name in p.output(0).get_names()]
     if not found:
-        raise ValueError(f"it has no input {name}")
+        return False
     parameter = found[0]
     constant = set()  # by name: each look at a node makes another object of it
     fed = {parameter.get_friendly_name()}
@@ -133,6 +137,7 @@ def _leave_out(model: Any, name: str) -> None:
         node.output(0).replace(others[0])
         others[0].set_names(names)
     model.remove_parameter(parameter)
+    return True
 
 
 def _add_rows(openvino: Any, model: Any) -> None:
@@ -161,6 +166,7 @@ class OnnxRuntimeGraph:
     """
 
     provider = "CPUExecutionProvider"
+    left_out: str | None = None
 
     def __init__(self, model: bytes, threads: int | None, without: str | None = None) -> None:
         try:
@@ -304,7 +310,8 @@ def load_graph(model: bytes, engine: str, threads: int | None, without: str | No
       threads: at least 1; None follows the profile of this machine, or else leaves it to the
         engine.
       without: an input that is to be zero, and that changes nothing then. OpenVINO leaves it out,
-        with the work that it would make; elsewhere it is still among the `inputs`, to be given.
+        with the work that it would make: the graph has it as `left_out`. Elsewhere it is still
+        among the `inputs`, to be given.
     Raises:
       OptionError: unknown engine, or a profile that cannot be read.
       EngineError: the engine is not installed or refuses the graph.

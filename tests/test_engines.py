@@ -203,6 +203,8 @@ def test_an_input_that_is_zero_is_left_out_with_its_work(
     assert set(whole.inputs) - set(without.inputs) == (
         {"residual"} if engine == "openvino" else set()
     )
+    assert whole.left_out is None
+    assert without.left_out == ("residual" if engine == "openvino" else None)
     assert list(without.outputs) == list(whole.outputs)
     expected = whole.run({name: inputs[name] for name in whole.inputs})
     found = without.run({name: inputs[name] for name in without.inputs})
@@ -213,7 +215,6 @@ def test_an_input_that_is_zero_is_left_out_with_its_work(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nothing", "has no input nothing"),
         ("x_t", "may turn a x_t of 0 into others"),
         ("prompt", "may turn a prompt of 0 into others"),
     ],
@@ -221,6 +222,11 @@ def test_an_input_that_is_zero_is_left_out_with_its_work(
 def test_an_input_whose_zeros_say_something_stays(model: Model, name: str, reason: str) -> None:
     with pytest.raises(EngineError, match=reason):
         load_graph(model.read(SYNTHESIS), "openvino", 1, name)
+
+
+def test_what_a_graph_does_not_have_is_not_left_out(engine: str, model: Model) -> None:
+    graph = load_graph(model.read(ANALYSIS), engine, 1, "residual")
+    assert graph.left_out is None and list(graph.inputs) == ["bands"]
 
 
 def test_outputs_belong_to_the_caller(engine: str, model: Model) -> None:
