@@ -271,8 +271,8 @@ class DistilTrainer(Run[Codec, DistilSettings]):
                 features = self.perceptual.features(viewed(decoded[drawn], views))
                 sure = torch.nonzero(realism[drawn] == 1)[:, 0]
                 if s.shift_weight and len(sure) > 1:
-                    sets = [[f[sure] for f in found] for found in (features, reference)]
-                    shift = mean_shift(*(self.perceptual.pooled(found) for found in sets))
+                    last = (features[-1][sure], reference[-1][sure])
+                    shift = mean_shift(*map(self.perceptual.pooled, last))
                     logs["shift"] = shift.detach()
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual

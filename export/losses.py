@@ -50,9 +50,9 @@ class PerceptualLoss(nn.Module):
                 found.append(x)
         return found
 
-    def pooled(self, features: list[Tensor]) -> Tensor:
-        """What the network makes of the last of `features`: its pooled features, [B, C]."""
-        net, x = self.net, features[-1]
+    def pooled(self, last: Tensor) -> Tensor:
+        """The network's pooled features [B, C], of the last of its `features`."""
+        net, x = self.net, last
         for block in net._blocks[max(self.taps) + 1 :]:
             x = block(x, drop_connect_rate=0.0)
         found: Tensor = net._swish(net._bn1(net._conv_head(x))).mean((2, 3))

@@ -39,8 +39,8 @@ class FewFeatures(nn.Module):
     def features(self, image: Tensor) -> list[Tensor]:
         return [m(image / 255) for m in self.maps]
 
-    def pooled(self, features: list[Tensor]) -> Tensor:
-        return features[-1].mean((2, 3))
+    def pooled(self, last: Tensor) -> Tensor:
+        return last.mean((2, 3))
 
     def forward(self, image: Tensor, reference: Tensor) -> Tensor:
         pairs = zip(self.features(image), self.features(reference), strict=True)
