@@ -1,7 +1,8 @@
 """Measuring codecs on pictures at budgets: what rate_distortion.py and fairness.py share.
 
 Ours is decoded twice from the same file, with realism 1 (sharp) and 0 (faithful); with `--effort`
-a file of that effort is decoded with realism 0 as well. A peer gets its best file within the
+a file of that effort is decoded with realism 0 as well, and with `--recogniser` one whose passes
+follow that recogniser's likeness. A peer gets its best file within the
 budget, shrunk first where that gives the better PSNR; where none fits, its smallest file counts,
 with its bytes. Everything comes from one run.
 
@@ -32,7 +33,7 @@ from tables import RESULTS, write_tsv
 from tqdm import tqdm
 
 import fasdiff_edge
-from fasdiff_edge import Decoder, Encoder
+from fasdiff_edge import Decoder, Encoder, Recogniser
 from fasdiff_edge.contact_sheet import code
 from fasdiff_edge.errors import FasdiffError
 from fasdiff_edge.models import load_model
@@ -41,7 +42,8 @@ from fasdiff_edge.peers import Image
 OURS = "FaSDiff-Edge"
 OURS_FAITHFUL = "FaSDiff-Edge, realism 0"
 OURS_REFINED = "FaSDiff-Edge, realism 0, refined"  # by `--effort`
-ALL_OURS = (OURS, OURS_FAITHFUL, OURS_REFINED)
+OURS_ALIKE = "FaSDiff-Edge, realism 0, with a recogniser"  # by `--effort` and `--recogniser`
+ALL_OURS = (OURS, OURS_FAITHFUL, OURS_REFINED, OURS_ALIKE)
 DEFAULT_BYTES = "300,500,1000"
 Key = TypeVar("Key")
 _MS_SSIM_SIDE = 176  # pixels; smaller images have too few scales
@@ -78,6 +80,7 @@ class Options:
     cache: Path | None
     with_ssimulacra2: bool
     effort: int = 0
+    recogniser: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,9 @@ class Evaluator:
         self._refiner: Encoder | None = None
         if options.effort:
             self._refiner = Encoder(model, engine, 1, options.effort)
+        self._recogniser: Recogniser | None = None
+        if options.recogniser is not None:
+            self._recogniser = Recogniser(options.recogniser, engine, 1)
         self._decoder = Decoder(model=model, engine=engine, threads=1)
         self._faithful = Decoder(model=model, engine=engine, threads=1, realism=0.0)
         self._peers = [peer for peer in available_peers() if peer.name in options.peers]
@@ -194,6 +200,11 @@ class Evaluator:
             refined = code(image, limits, self._refiner, self._faithful)
             for budget, (data, decoded) in zip(budgets, refined, strict=True):
                 entries.append((OURS_REFINED, budget, len(data), decoded))
+            if self._recogniser is not None and known is not None:
+                likeness = self._recogniser.likeness(image, known)
+                alike = code(image, limits, self._refiner, self._faithful, likeness)
+                for budget, (data, decoded) in zip(budgets, alike, strict=True):
+                    entries.append((OURS_ALIKE, budget, len(data), decoded))
         for peer in self._peers:
             results = self._cache.fit(peer, image, limits)
             for budget, result in zip(budgets, results, strict=True):
@@ -291,6 +302,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="edge")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--effort", type=int, default=0, help="measure files of it as well (0)")
+    parser.add_argument(
+        "--recogniser", type=Path, help="of export/recogniser.py: measure files that follow it too"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each (1)")
     parser.add_argument("--cache", type=Path, help="folder that remembers the peers' files")
     parser.add_argument("--ssimulacra2", action="store_true", help="measure it too (slow)")
@@ -314,8 +328,15 @@ def obtain(args: argparse.Namespace, parser: argparse.ArgumentParser) -> tuple[R
             cache=args.cache,
             with_ssimulacra2=args.ssimulacra2,
             effort=args.effort,
+            recogniser=args.recogniser,
         )
         pictures = load_pictures(args.data, args.split, args.max_sharpness_db)[: args.limit]
+        if args.recogniser is not None:
+            if not args.effort:
+                raise ValueError("--recogniser guides what --effort does, which is 0")
+            if any(picture.landmarks is None for picture in pictures):
+                raise ValueError("--recogniser needs the landmarks of an index")
+            Recogniser(args.recogniser, args.engine, 1)  # it is refused before hours pass
         for picture in pictures:
             picture.load(args.size)  # a picture that cannot be read is named before hours pass
     except (ValueError, ZeroDivisionError, FasdiffError) as error:

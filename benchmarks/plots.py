@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-from measure import ALL_OURS, OURS, OURS_FAITHFUL, OURS_REFINED, Summary
+from measure import ALL_OURS, OURS, OURS_ALIKE, OURS_FAITHFUL, OURS_REFINED, Summary
 
 _PANELS: tuple[tuple[str, Callable[[Summary], float]], ...] = (
     ("PSNR [dB]", lambda row: row.psnr),
@@ -24,6 +24,7 @@ _STYLES = {
     OURS: ("#c1121f", "o", "-"),
     OURS_FAITHFUL: ("#212529", "s", "--"),
     OURS_REFINED: ("#212529", "D", "-"),
+    OURS_ALIKE: ("#c1121f", "P", ":"),
     "JPEG": ("#8d99ae", "v", "-"),
     "WebP": ("#1d70b8", "^", "-"),
     "AVIF": ("#f08c00", "D", "-"),

@@ -1,6 +1,7 @@
 """Every figure of quality that README and model card show: measure them, and put them there.
 
-    python benchmarks/release.py --data FACES --cache runs/peers
+    python -m export.recogniser HELPERS/mobilefacenet.onnx build/recogniser.onnx
+    python benchmarks/release.py --data FACES --cache runs/peers --recogniser build/recogniser.onnx
 
 Runs rate_distortion.py, fairness.py and realism.py on the sets below, each into a folder of
 `results/model-ID` with what it printed as `tables.md`, then replaces the tables after the marks in
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
-from measure import OURS, OURS_FAITHFUL
+from measure import OURS, OURS_ALIKE, OURS_FAITHFUL, OURS_REFINED
 from tables import markdown
 
 from fasdiff_edge.models import load_model
@@ -37,10 +38,11 @@ class Measurement:
 
     program: str
     arguments: str
+    likeness: bool = False  # with the recogniser that the command line names
 
 
 _BYTES, _BPP = "--size 256 --bytes 300,500,1000", "--size 256 --bpp 0.1,0.2,0.3,0.5"
-_REFINED = "--effort 8"
+_REFINED, _ALIKE = "--effort 8", "--effort 16"
 MEASUREMENTS = {
     "val-140": Measurement(
         "rate_distortion", f"--split val --limit 140 {_BYTES} --peers JPEG,WebP {_REFINED}"
@@ -52,6 +54,12 @@ MEASUREMENTS = {
     "val-14-bpp": Measurement("rate_distortion", f"--split val --limit 14 {_BPP} {_REFINED}"),
     "portrait-8-bpp": Measurement(
         "rate_distortion", f"--split val_portrait --limit 8 {_BPP} {_REFINED}"
+    ),
+    "val-42-likeness": Measurement(
+        "rate_distortion", f"--split val --limit 42 {_BYTES} {_ALIKE}", likeness=True
+    ),
+    "portrait-20-likeness": Measurement(
+        "rate_distortion", f"--split val_portrait --limit 20 {_BYTES} {_ALIKE}", likeness=True
     ),
     "realism": Measurement(
         "realism",
@@ -131,7 +139,14 @@ def group_table(path: Path) -> Table:
     return markdown(shown).splitlines()
 
 
-def measure(name: str, data: Path, results: Path, extra: Sequence[str], jobs: int) -> None:
+def measure(
+    name: str,
+    data: Path,
+    results: Path,
+    extra: Sequence[str],
+    jobs: int,
+    recogniser: Path | None = None,
+) -> None:
     """Run one measurement; what it prints is shown, and kept as `tables.md`."""
     what = MEASUREMENTS[name]
     folder = results / name
@@ -140,6 +155,8 @@ def measure(name: str, data: Path, results: Path, extra: Sequence[str], jobs: in
     command += [*shlex.split(what.arguments), "--results", str(folder), *extra]
     if what.program != "realism":  # which has one process
         command += ["--jobs", str(jobs)]
+    if what.likeness:
+        command += ["--recogniser", str(recogniser)]
     print("$", *command, flush=True)
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     print(output, flush=True)
@@ -173,6 +190,12 @@ def latency_table(reports: Sequence[Path]) -> Table:
     return markdown(rows).splitlines()
 
 
+def _of_likeness(row: Sequence[str]) -> bool:
+    """Whether a row of a comparison tells what following a recogniser brings."""
+    figure, *codec = row[1:3]
+    return figure in ("PSNR", "dlib distance") and codec in ([OURS_REFINED], [OURS_ALIKE])
+
+
 def fill(root: Path, results: Path) -> None:
     """Put the tables that `measure` kept into README.md and MODEL_CARD.md of a checkout."""
 
@@ -187,6 +210,10 @@ def fill(root: Path, results: Path) -> None:
             *(kept(name, summary) for name in ("val-140", "val-42", "portrait-20")),
             chosen(kept("val-14-bpp", comparison), lambda row: "SSIM" not in row[1]),
             chosen(realism, lambda row: row[0] in short),
+        ],
+        ("README.md", "likeness-table"): [
+            chosen(kept(name, comparison), _of_likeness)
+            for name in ("val-42-likeness", "portrait-20-likeness")
         ],
         ("MODEL_CARD.md", "figures"): [
             kept("val-140", summary),
@@ -208,6 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", help=f"some of {','.join(MEASUREMENTS)}")
     parser.add_argument("--model", default="edge")
     parser.add_argument("--cache", type=Path, help="folder that remembers the peers' files")
+    parser.add_argument("--recogniser", type=Path, help="of export/recogniser.py, of MobileFaceNet")
     parser.add_argument("--jobs", type=int, default=2, help="processes of one thread each (2)")
     parser.add_argument("--results", type=Path, help="folder (results/model-ID)")
     parser.add_argument("--measured", action="store_true", help="measure nothing, fill the tables")
@@ -227,8 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.cache:
         extra += ["--cache", str(args.cache)]
     if not args.measured:
+        if args.recogniser is None and any(MEASUREMENTS[name].likeness for name in names):
+            parser.error("--recogniser is missing")
         for name in names:
-            measure(name, args.data, results, extra, args.jobs)
+            measure(name, args.data, results, extra, args.jobs, args.recogniser)
     fill(HERE.parent, results)
     return 0
 

@@ -114,15 +114,34 @@ def only_student(codec: Codec) -> Codec:
 def only_drawing(codec: Codec) -> Codec:
     """The same, with nothing to train but what is idle where nothing is drawn, at realism 0."""
     codec.requires_grad_(False)
-    student, always = codec.g_s, codec.config.conditions
-    student.drawn.requires_grad_(True)
+    codec.g_s.drawn.requires_grad_(True)
     for weight in noise_weights(codec):
         weight.requires_grad_(True)
+    for weight in _film_weights(codec):
+        _train_columns(weight, codec.config.conditions)
+    return codec
+
+
+def keep_drawing(codec: Codec) -> Codec:
+    """The same with all that `only_drawing` and `only_texture` train left as it is.
+
+    What was to be trained otherwise still is.
+    """
+    codec.g_s.drawn.requires_grad_(False)
+    for weight in noise_weights(codec):
+        weight.requires_grad_(False)
+    always, drawn = codec.config.conditions, codec.config.drawn_conditions
+    for weight in _film_weights(codec):
+        if weight.requires_grad:
+            weight.register_hook(lambda grad: F.pad(grad[:, :always], (0, drawn)))
+    return codec
+
+
+def _film_weights(codec: Codec) -> list[Tensor]:
+    student = codec.g_s
     blocks = [block for block in student.modules() if isinstance(block, ResidualBlock)]
     films = [block.film for block in blocks if block.film is not None]
-    for film in (*films, student.film_low, student.film_high):
-        _train_columns(film.weight, always)
-    return codec
+    return [film.weight for film in (*films, student.film_low, student.film_high)]
 
 
 def only_texture(codec: Codec) -> Codec:

@@ -25,15 +25,19 @@ PREFIX = "gradient/"  # of every name that is added
 WANTED, OF = "prompt", "bands"
 
 
-class _Adjoint:
-    """Nodes that carry gradients from the output of a graph back to one of its inputs."""
+class Adjoint:
+    """Nodes that carry gradients from an output of a graph back to one of its inputs.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.graph = model.graph
+    Args:
+      wanted, of: names of that input and that output.
+    """
+
+    def __init__(self, model: onnx.ModelProto, wanted: str = WANTED, of: str = OF) -> None:
+        self.graph, self.wanted, self.of = model.graph, wanted, of
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: list[onnx.TensorProto] = []
         self.parts: dict[str, list[str]] = {}  # contributions to the gradient of each tensor
-        self.reached = {WANTED}  # tensors that the wanted input has a part in
+        self.reached = {wanted}  # tensors that the wanted input has a part in
         for node in self.graph.node:
             if self.reached & set(node.input):
                 self.reached.update(node.output)
@@ -81,7 +85,7 @@ class _Adjoint:
 
     def run(self, seed: str) -> str:
         """The gradient of the wanted input, where that of the output is `seed`."""
-        self.give(OF, seed)
+        self.give(self.of, seed)
         for node in reversed(self.graph.node):
             gradient = self.taken(node.output[0]) if node.output[0] in self.reached else None
             if gradient is None:
@@ -89,9 +93,9 @@ class _Adjoint:
             if node.op_type not in self.rules:
                 raise ValueError(f"no gradient is known of {node.op_type}: {node.output[0]}")
             self.rules[node.op_type](node, gradient)
-        found = self.taken(WANTED)
+        found = self.taken(self.wanted)
         if found is None:
-            raise ValueError(f"{OF} does not depend on {WANTED}")
+            raise ValueError(f"{self.of} does not depend on {self.wanted}")
         return found
 
     # -- one operator each: the gradient of its output, given to its inputs ------------------------
@@ -127,12 +131,15 @@ class _Adjoint:
         if set(kept.get("strides", [1])) != {1} or kept.get("group", 1) != 1:
             raise ValueError(f"no gradient is known of a convolution like {node.output[0]}")
         pads = kept.get("pads", [0] * 4)
+        self.transposed(node, gradient, pads=pads)
+
+    def transposed(self, node: onnx.NodeProto, gradient: str, **attributes: Any) -> None:
         source, weight = node.input[:2]
         if weight not in self.rounded and self.channels[source] == self.channels[node.output[0]]:
             # OpenVINO 2026.4 gives ConvTranspose float weights as laid out for the forward
             # convolution, if as many channels go out as in: let them be others.
             weight, gradient = self.node("Neg", [weight]), self.node("Neg", [gradient])
-        self.give(source, self.node("ConvTranspose", [gradient, weight], pads=pads))
+        self.give(source, self.node("ConvTranspose", [gradient, weight], **attributes))
 
     def _depth_to_space(self, node: onnx.NodeProto, gradient: str) -> None:
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -153,7 +160,7 @@ def gradient_of(synthesis: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
       ValueError: it has an operator whose gradient is not known here.
     """
-    adjoint = _Adjoint(synthesis)
+    adjoint = Adjoint(synthesis)
     difference = adjoint.node("Sub", [OF, "target"])
     weighted = adjoint.node("Mul", [difference, "weight"])
     squares = adjoint.node("Mul", [weighted, difference])

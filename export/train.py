@@ -31,6 +31,7 @@ from export.data import (
     read_square,
     spread,
 )
+from export.diffusion import keep_drawing
 from export.integer_entropy import NUM_Q
 from export.losses import IdentityLoss, PerceptualLoss, structural_distance
 from export.networks import (
@@ -77,6 +78,9 @@ class Settings(RunSettings):
     # where bytes are few, see `scarcity`: added to the power of those weights; the shares by which
     # identity's grows and that of 1 - SSIM falls. The first bytes are for who it is
     scarce: tuple[float, float, float] = (0.5, 1.5, 0.7)
+    # where an image is told in some 200 to 340 bytes, see `fewness`: by what share identity's
+    # weight grows, and by what the weight of all distortion falls, so that files stay as large
+    few: tuple[float, float] = (0.0, 0.0)
     # of the squared error of the two colours that are not grey, added at the landmarks: few bits
     # tell whether eyes are brown, and squared error alone does not ask for them
     colour_weight: float = 0.0
@@ -89,6 +93,7 @@ class Settings(RunSettings):
     identity_share: float = 0.125  # of the batch: it costs as much as the codec itself
     distil_weight: float = 1.0  # of the squared error against `--teacher`, where there is one
     only_analysis: bool = False  # leave what a decoder knows as it is: files of before still decode
+    keep_drawing: bool = False  # leave what `export/distil.py` trained with `only_drawing`
 
 
 AnyArray = TypeVar("AnyArray", np.ndarray, Tensor)
@@ -97,6 +102,7 @@ REFERENCE_LAMBDA = 8e-4
 BALANCE = 0.6  # power of lambda by which losses are divided, so that all qualities weigh alike
 PATTERN_REACH = 7  # positions of the bands: 28 pixels
 SCARCE = (50, 90)  # quarter steps: the smallest files are for the face, up to some 300 and 500 B
+FEW_BYTES = (110, 200, 340, 500)  # `fewness` rises from the first to the second, and falls again
 SHIFT = 16  # pixels, the student's coarsest grid
 VALIDATE_SIZE = 256
 VALIDATE_Q = (0, 20, 40, 60, 90, 131, 150, 180, 220)
@@ -111,6 +117,18 @@ def scarcity(q: Tensor) -> Tensor:
     """How few the bytes are at qualities q, from 1 to 0, of the shape of q."""
     few, enough = SCARCE
     return ((enough - q) / (enough - few)).clamp(0, 1)
+
+
+def fewness(bits: Tensor, size: int) -> Tensor:
+    """Whether images of size x size are told in as many bits as one of 256x256 in 300 bytes, [B].
+
+    From 0 to 1; quality does not tell it, since a face before a busy ground takes twice as many.
+    """
+    size_256 = HEADER_BYTES + bits.detach() / 8 * (VALIDATE_SIZE / size) ** 2
+    first, full, last, none = FEW_BYTES
+    risen = (size_256 / first).log2() / math.log2(full / first)
+    left = (none / size_256).log2() / math.log2(none / last)
+    return torch.minimum(risen, left).clamp(0, 1)
 
 
 def focus(settings: Settings, near: Tensor, q: Tensor, first: int) -> Tensor:
@@ -231,7 +249,7 @@ class Trainer(Run[Codec, Settings]):
         if self.settings.only_analysis:
             model.requires_grad_(False)
             model.g_a.requires_grad_(True)
-        return model
+        return keep_drawing(model) if self.settings.keep_drawing else model
 
     def config(self) -> dict[str, Any]:
         return self.model.config_dict()
@@ -322,7 +340,7 @@ class Trainer(Run[Codec, Settings]):
             base = self.model.base(bands[own:])
             more, residual_bits = self.model.refine(base, q[own:], price=price)
             out, bits = torch.cat([out, more]), torch.cat([bits, residual_bits])
-        bpp = bits / (size * size)
+        bpp, few = bits / (size * size), fewness(bits, size)
         mse = squared_error(s, out - bands, near, q, first)
         lam = rate_lambda(s, q)
         relative = lam / REFERENCE_LAMBDA
@@ -346,11 +364,13 @@ class Trainer(Run[Codec, Settings]):
             identity, cosine = self.identity(decoded[faces], image[faces], theta[faces])
             extra = F.pad(s.perceptual_weight * dist, (0, count - sharp))
             face_weight = face_weight * (1 + s.scarce[1] * scarcity(q[faces]))
+            face_weight = face_weight * (1 + s.few[0] * few[faces])
             extra = extra.index_add(0, faces, face_weight * identity)
             told = torch.where(realism > 0, realism, 1.0)
             distortion = distortion + feature_share(relative) * told * extra
             logs["identity"] = cosine.detach().mean()
             logs["perceptual"] = dist.detach().mean()
+        distortion = distortion / (1 + s.few[1] * few)
         total = ((distortion + bpp) * relative**-BALANCE).mean()
         logs["s"] = parts["s"].detach().mean() / 8
         logs["z"] = parts["z"].detach().mean() / 8

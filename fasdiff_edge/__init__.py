@@ -24,6 +24,7 @@ from .errors import (
     ModelError,
     OptionError,
 )
+from .recognition import Recogniser
 
 __version__ = "0.1.0"
 
@@ -37,5 +38,6 @@ __all__ = [
     "ImageError",
     "ModelError",
     "OptionError",
+    "Recogniser",
     "__version__",
 ]

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,11 @@ from .bitstream import Header
 from .engines import Graph, load_graph
 from .entropy_model import CodedBase, EntropyModel, Levels, Rates, prices_at
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
-from .frequency import NUM_BANDS, merge_bands, split_bands
+from .frequency import NUM_BANDS, merge_bands, split_bands, split_gradient
 from .models import ANALYSIS, GRADIENT, RESIDUAL, SYNTHESIS, Model, installed, load_model
 from .rate import OF_RESIDUAL, Search, estimate_bytes, find_quality
-from .refinement import refine
+from .recognition import Likeness
+from .refinement import LIKENESS, refine
 from .sampler import Prompt, Schedule, sample
 from .stages import stage
 
@@ -82,6 +84,7 @@ class Encoder:
         *,
         quality: float | None = None,
         max_bytes: int | None = None,
+        likeness: Likeness | None = None,
     ) -> bytes:
         """Encode an image.
 
@@ -91,27 +94,40 @@ class Encoder:
           max_bytes: size that the file, header included, must not exceed. The largest quality
             that fits is used, at a smaller scale where that serves the image better. With
             `quality` as well, both bind.
+          likeness: what the passes of `effort` follow besides the squared error, of
+            `Recogniser.likeness` or your own: a function of the decoded picture, uint8 RGB
+            [h, w, 3] at the size that is coded, that gives a distance over 0 and its gradient,
+            float32 [h, w, 3]. It is asked once a pass, which then takes two evaluations.
         Returns:
           The file.
         Raises:
           ImageError: not such an image.
-          OptionError: quality or max_bytes out of range.
+          OptionError: quality or max_bytes out of range; a likeness without effort, or that does
+            not give what it should.
           BudgetError: max_bytes cannot be met; `.smallest` can.
           EngineError: the inference engine failed.
         """
         image = imaging.check_image(image)
+        if likeness is not None and not self._effort:
+            raise OptionError("likeness guides the passes of effort, which is 0: Encoder(effort=8)")
         if quality is None:
             quality = DEFAULT_QUALITY if max_bytes is None else bitstream.MAX_QUALITY / 4
         highest = _check_quality(quality)
         first = _largest_scale(*image.shape[:2])
         if max_bytes is None:
-            latents = self._refined(self._analyse(image, first), highest)
+            latents = self._refined(self._analyse(image, first, likeness), highest)
             payload = self._code(latents, highest)
             return self._pack(image, first, highest, payload)
-        return self._encode_within(image, _check_count("max_bytes", max_bytes), highest, first)
+        budget = _check_count("max_bytes", max_bytes)
+        return self._encode_within(image, budget, highest, first, likeness)
 
     def _encode_within(
-        self, image: NDArray[np.uint8], max_bytes: int, highest: int, first: int
+        self,
+        image: NDArray[np.uint8],
+        max_bytes: int,
+        highest: int,
+        first: int,
+        likeness: Likeness | None,
     ) -> bytes:
         """Take the first scale, from `first` down, that fits at an acceptable quality."""
         *larger, last = range(first, bitstream.MAX_SCALE + 1)
@@ -131,7 +147,7 @@ class Encoder:
         lowest: dict[int, int] = {}
         for scale, low, high in plan:
             if scale not in analysed:
-                analysed[scale] = self._analyse(image, scale)
+                analysed[scale] = self._analyse(image, scale, likeness)
             found = self._search(analysed[scale], limit, low, high)
             if found.quality is not None and self._effort:
                 found = self._refine_within(analysed[scale], limit, low, high, found)
@@ -165,9 +181,10 @@ class Encoder:
         )
         return min(files, key=lambda file: len(file[2]))
 
-    def _analyse(self, image: NDArray[np.uint8], scale: int) -> _Latents:
+    def _analyse(self, image: NDArray[np.uint8], scale: int, likeness: Likeness | None) -> _Latents:
         with stage("split"):
-            bands = split_bands(imaging.downscale(image, scale))
+            coded = imaging.downscale(image, scale)
+            bands = split_bands(coded)
         with stage("analysis"):
             outputs = self._graph.run({"bands": bands[None]})
         entropy = self._model.entropy
@@ -182,6 +199,8 @@ class Encoder:
             z=outputs["z"][0],
             y=outputs["y"][0],
             price=outputs["price"][0, 0],
+            size=coded.shape[:2],
+            likeness=likeness,
         )
 
     def _refined(
@@ -492,6 +511,7 @@ class _Refinement:
         self, entropy: EntropyModel, graph: Graph, latents: _Latents, quality: int
     ) -> None:
         self._entropy, self._graph, self._bands = entropy, graph, latents.bands
+        self._size, self._likeness = latents.size, latents.likeness
         first = entropy.residual_from
         self._quality = min(quality, first)
         self.step = entropy.steps(self._quality)[: entropy.num_base]
@@ -513,16 +533,34 @@ class _Refinement:
         inputs = _student_arrays(self._graph, self._entropy, prompt, x_t, t, realism)
         target = {"target": self._bands[None], "weight": self._weight[None, None]}
         found = self._graph.run({**inputs, **target})
+        error = float(found["error"])
+        if self._likeness is not None:
+            bands = found["bands"][0]
+            away = self._weight * (bands - self._bands) + error * self._unlike(
+                self._likeness, bands
+            )
+            # the same graph gives any gradient back: half of it is what squares of weight 1 have
+            target = {"target": (bands - away)[None], "weight": np.ones_like(target["weight"])}
+            found = self._graph.run({**inputs, **target})
         gradient = found["prompt_gradient"]
         _check_shape("prompt_gradient", gradient, prompt.visual.shape)
-        return float(found["error"]), gradient[0, : self._entropy.num_base] * self.step
+        return error, gradient[0, : self._entropy.num_base] * self.step
+
+    def _unlike(self, likeness: Likeness, bands: Array) -> Array:
+        """Half the gradient of LIKENESS log(distance), [48, h, w]."""
+        picture = merge_bands(bands, *self._size)
+        distance, gradient = _check_likeness(likeness(picture), picture.shape)
+        if distance <= 0:
+            return np.zeros_like(bands)  # nothing to gain
+        return split_gradient(gradient * np.float32(0.5 * LIKENESS / distance), bands)
 
 
 @dataclass
 class _Latents:
     """An image's bands [48, h, w] and the analysis graph's outputs, float32.
 
-    s [S], z [Cz, hz, wz], y [num_base, hy, wy], price [hy, wy]; `left` once it is known.
+    s [S], z [Cz, hz, wz], y [num_base, hy, wy], price [hy, wy]; `size`, height and width of what is
+    coded; `left` once it is known.
     """
 
     bands: Array
@@ -530,6 +568,8 @@ class _Latents:
     z: Array
     y: Array
     price: Array
+    size: tuple[int, int]
+    likeness: Likeness | None = None
     left: _Left | None = None
 
 
@@ -595,6 +635,21 @@ def _check_ports(graph: Graph, inputs: list[str], outputs: list[str]) -> None:
 def _check_shape(name: str, output: Array, expected: tuple[int, ...]) -> None:
     if output.shape != expected:
         raise ModelError(f"the graph gave {name} as {list(output.shape)}, not {list(expected)}")
+
+
+def _check_likeness(found: Any, shape: tuple[int, ...]) -> tuple[float, Array]:
+    """Distance and gradient as `Encoder.encode` wants them."""
+    try:
+        first, second = found
+        distance, gradient = float(first), np.asarray(second, np.float32)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"likeness gave no distance and gradient: {error}") from error
+    if not math.isfinite(distance) or gradient.shape != shape or not np.isfinite(gradient).all():
+        raise OptionError(
+            f"likeness gave the distance {distance} and a gradient {list(gradient.shape)}; "
+            f"both must be finite, and the gradient {list(shape)}"
+        )
+    return distance, gradient
 
 
 def _check_count(name: str, value: int, least: int = 1, most: int | None = None) -> int:

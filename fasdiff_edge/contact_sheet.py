@@ -20,6 +20,7 @@ from . import bitstream
 from .api import Decoder, Encoder
 from .errors import BudgetError
 from .peers import Image, Peer, fit, psnr, standard_peers
+from .recognition import Likeness
 
 import PIL.Image  # isort: skip  # after .peers, which explains it where it is missing
 import PIL.ImageDraw  # isort: skip
@@ -51,7 +52,11 @@ class Row:
 
 
 def code(
-    image: Image, budgets: Sequence[int], encoder: Encoder, decoder: Decoder
+    image: Image,
+    budgets: Sequence[int],
+    encoder: Encoder,
+    decoder: Decoder,
+    likeness: Likeness | None = None,
 ) -> list[tuple[bytes, Image]]:
     """Our file and the decoded image for each budget.
 
@@ -60,13 +65,14 @@ def code(
     Args:
       image: uint8 RGB [H, W, 3].
       budgets: in bytes, of whole files.
+      likeness: for the encoder to follow.
     """
     coded = []
     for budget in budgets:
         try:
-            data = encoder.encode(image, max_bytes=budget)
+            data = encoder.encode(image, max_bytes=budget, likeness=likeness)
         except BudgetError as error:
-            data = encoder.encode(image, max_bytes=error.smallest)
+            data = encoder.encode(image, max_bytes=error.smallest, likeness=likeness)
         coded.append((data, decoder.decode(data)))
     return coded
 

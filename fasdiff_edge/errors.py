@@ -8,7 +8,7 @@ class FasdiffError(Exception):
 
 
 class OptionError(FasdiffError, ValueError):
-    """An argument outside its range: quality, max_bytes, num_steps, realism, engine, threads."""
+    """An argument outside its range: quality, max_bytes, num_steps, realism, landmarks..."""
 
 
 class ImageError(FasdiffError, ValueError):

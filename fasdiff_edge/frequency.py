@@ -71,3 +71,45 @@ def merge_bands(
         is read-only.
     """
     return _core.merge_bands(bands, height, width, out)
+
+
+def split_gradient(
+    gradient: NDArray[np.float32], bands: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The gradient of the bands that `merge_bands` makes a picture of, of that of the picture.
+
+    Args:
+      gradient: float32 [H, W, 3], of a picture in 0..255.
+      bands: float32 [48, h, w], any that have the shape; what lies beyond the picture has none.
+    Returns:
+      float32 [48, h, w].
+    """
+    height, width = 4 * bands.shape[1], 4 * bands.shape[2]
+    picture = np.zeros((height, width, 3), np.float32)
+    picture[: gradient.shape[0], : gradient.shape[1]] = gradient
+    first = _haar(np.moveaxis(picture @ (127.5 * _COLOURS.T), 2, 0))
+    apart = [
+        band.reshape(3, height // 4, 2, width // 4, 2).transpose(0, 2, 4, 1, 3)
+        for band in first[1:]
+    ]
+    fine = [band.reshape(12, height // 4, width // 4) for band in apart]
+    return np.concatenate([*_haar(first[0]), *fine])
+
+
+_COLOURS = np.array(
+    [
+        np.array([1, 1, 1]) / math.sqrt(3),
+        np.array([1, 0, -1]) / math.sqrt(2),
+        np.array([1, -2, 1]) / math.sqrt(6),
+    ],
+    np.float32,
+)
+
+
+def _haar(planes: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """ll, hl, lh, hh of planes [C, H, W], of half the size."""
+    a, b = planes[:, ::2, ::2], planes[:, ::2, 1::2]
+    c, d = planes[:, 1::2, ::2], planes[:, 1::2, 1::2]
+    half = np.float32(0.5)
+    signs = ((1, 1, 1), (-1, 1, -1), (1, -1, -1), (-1, -1, 1))
+    return [half * (a + x * b + y * c + z * d) for x, y, z in signs]

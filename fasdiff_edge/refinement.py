@@ -9,7 +9,8 @@ latents in symbols, a pass is
 so that both terms are in bits per symbol and neither image nor budget sets the units. A decoder
 cannot tell; bytes and quality stay about what they were. (Campos et al., CVPR Workshops 2019, and
 Yang et al., NeurIPS 2020, who go on for thousands of passes: identity, which squared error does not
-see, is lost long before.) Networks and entropy model are function arguments.
+see, is lost long before.) With a recogniser (`recognition`), whose distance is L, dD/dy / D becomes
+dD/dy / D + LIKENESS dL/dy / L. Networks and entropy model are function arguments.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from .entropy_model import Levels, Rates
 
 Array = NDArray[np.float32]
 
+# of the logarithm of a likeness against that of the squared error. More costs picture and brings
+# no more likeness, as a recogniser that had no part in it sees it
+LIKENESS = 0.5
 _KAPPA = 1.0  # of bits against error: about as one falls while the other rises with quality
 _CONTROL, _MOST = 16, 16.0  # power of bits over budget by which it grows, and how far at most
 _PATH, _LARGEST_RATE = 0.032, 0.005  # rates of all passes together; of a pass

@@ -82,6 +82,14 @@ def portrait() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
+def recogniser_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file for `Recogniser`, of a network that has learnt nothing."""
+    from small_recogniser import write_recogniser  # needs torch
+
+    return write_recogniser(tmp_path_factory.mktemp("recogniser"))
+
+
+@pytest.fixture(scope="session")
 def model() -> Model:
     """The shipped model."""
     return load_model("edge")

@@ -520,10 +520,33 @@ def test_files_of_an_effort_are_measured_as_well(faces: Path, tmp_path: Path, ca
     rows = {row["codec"]: row for row in read_tsv(tmp_path / "val-128.tsv")}
     assert list(rows) == [measure.OURS, measure.OURS_FAITHFUL, measure.OURS_REFINED, "JPEG"]
     assert float(rows[measure.OURS_REFINED]["mean_bytes"]) <= 300
-    plain, refined = (float(rows[c]["psnr"]) for c in measure.ALL_OURS[1:])
+    plain, refined = (float(rows[c]["psnr"]) for c in measure.ALL_OURS[1:3])
     assert refined > plain
     printed = capsys.readouterr().out
     assert printed.count(f"| 300 B | PSNR | {measure.OURS_REFINED} |") == 1
+
+
+def test_files_that_follow_a_recogniser_are_measured_as_well(
+    faces: Path, tmp_path: Path, recogniser_file: Path, capsys
+) -> None:
+    arguments = ["--data", str(faces), "--split", "val", "--size", "128", "--limit", "1"]
+    arguments += ["--bytes", "300", "--peers", "JPEG", "--results", str(tmp_path)]
+    arguments += ["--recogniser", str(recogniser_file)]
+    with pytest.raises(SystemExit):
+        rate_distortion.main(arguments)
+    assert "--effort" in capsys.readouterr().err
+    arguments += ["--effort", "3"]
+    assert rate_distortion.main(arguments) == 0
+    rows = {row["codec"]: row for row in read_tsv(tmp_path / "val-128.tsv")}
+    assert list(rows) == [*measure.ALL_OURS, "JPEG"]
+    assert float(rows[measure.OURS_ALIKE]["mean_bytes"]) <= 300
+    assert rows[measure.OURS_ALIKE]["psnr"] != rows[measure.OURS_REFINED]["psnr"]
+    assert f"| 300 B | dlib distance | {measure.OURS_ALIKE} |" in capsys.readouterr().out
+    index = faces / "index.csv"
+    index.write_text("file\nval/a.png\n")
+    with pytest.raises(SystemExit):
+        rate_distortion.main(arguments)
+    assert "landmarks of an index" in capsys.readouterr().err
 
 
 def means(codec: str, **figures: float) -> measure.Summary:

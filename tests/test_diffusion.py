@@ -18,6 +18,7 @@ from export.diffusion import (
     decode,
     denoise,
     flow_loss,
+    keep_drawing,
     only_drawing,
     only_later_steps,
     only_student,
@@ -144,6 +145,29 @@ def test_drawing_is_learnt_without_touching_the_posterior_mean() -> None:
     after = decode(codec, c, noise, realism, 1)
     assert torch.equal(after[0], before[0])
     assert (after[1] - before[1]).abs().mean() > 1e-3
+
+
+def test_all_but_what_is_drawn_can_be_trained() -> None:
+    torch.manual_seed(0)
+    codec, c = keep_drawing(small_codec()), condition(residual=True)
+    always = codec.config.conditions
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    trained = [p for p in codec.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, 1e-2, weight_decay=0.0)
+    noise = torch.randn(2, 48, 16, 16)
+    for _ in range(2):
+        adam.zero_grad()
+        denoise(codec, noise, torch.full((2,), 0.5), c, torch.ones(2)).square().mean().backward()
+        adam.step()
+    moved = {n for n, value in codec.state_dict().items() if not torch.equal(value, before[n])}
+    assert {"g_s.prompt.weight", "g_s.high.weight", "g_s.film_low.weight"} < moved
+    kept = ("drawn.weight", "drawn.bias", "noise4.weight", "texture.weight", "texture.bias")
+    assert not moved & {f"g_s.{name}" for name in kept}
+    for name in moved:
+        if "film" in name and name.endswith("weight"):
+            assert torch.equal(codec.state_dict()[name][:, always:], before[name][:, always:]), name
+    frozen = keep_drawing(only_student(small_codec()))
+    assert not any(p.requires_grad for p in frozen.g_a.parameters())
 
 
 def test_texture_is_the_noise_times_what_is_learnt_and_in_the_high_bands_alone() -> None:

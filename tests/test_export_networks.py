@@ -45,6 +45,7 @@ from export.train import (
     Batch,
     Settings,
     Trainer,
+    fewness,
     focus,
     rate_lambda,
     scarcity,
@@ -134,6 +135,14 @@ def test_the_fewest_bytes_are_for_the_face() -> None:
     away, at = focus(settings, near, q, first)[:, 0].T
     power = np.array([1.5, 1.5, 1.25, 1, 1])
     assert away.numpy() == pytest.approx(0.5**power) and at.numpy() == pytest.approx(2**power)
+
+
+def test_few_bytes_are_counted_at_256x256() -> None:
+    payload = torch.tensor([50.0, 102, 192, 332, 492, 2000])  # 8 more are the header's
+    assert fewness(8 * payload, 256).tolist() == pytest.approx([0, 0, 1, 1, 0, 0], abs=1e-6)
+    assert torch.allclose(fewness(2 * payload, 128), fewness(8 * payload, 256))
+    between = fewness(8 * torch.tensor([140.0, 400]), 256)
+    assert (between > 0.2).all() and (between < 0.9).all()
 
 
 def test_a_pattern_weighs_more_than_errors_that_differ_from_place_to_place() -> None:

@@ -23,6 +23,7 @@ def test_all_is_pinned() -> None:
         "ImageError",
         "ModelError",
         "OptionError",
+        "Recogniser",
         "__version__",
     ]
     for name in fasdiff_edge.__all__:
@@ -50,6 +51,17 @@ def test_signatures_are_pinned() -> None:
         "image": (either, empty),
         "quality": (keyword, None),
         "max_bytes": (keyword, None),
+        "likeness": (keyword, None),
+    }
+    assert named(fasdiff_edge.Recogniser) == {
+        "path": (either, empty),
+        "engine": (either, "auto"),
+        "threads": (either, None),
+    }
+    assert named(fasdiff_edge.Recogniser.likeness) == {
+        "self": (either, empty),
+        "image": (either, empty),
+        "landmarks": (either, empty),
     }
     assert named(fasdiff_edge.Decoder) == {
         "model": (either, "edge"),

@@ -33,6 +33,16 @@ def test_python_example(readme: str, run_python) -> None:
     assert (height, width) == (176, 176)
 
 
+def test_the_example_with_a_recogniser(readme: str, run_python, recogniser_file: Path) -> None:
+    (example,) = [block for block in blocks(readme, "python") if "Recogniser" in block]
+    start = "import skimage.data; image = skimage.data.astronaut()[20:196, 136:312]\n"
+    start += "landmarks = [[64, 70], [108, 70], [86, 96], [68, 118], [104, 118]]\n"
+    example = start + example.replace("recogniser.onnx", str(recogniser_file))
+    done = run_python("-c", example + "print(len(data))")
+    assert done.returncode == 0, done.stderr.decode()
+    assert 250 < int(done.stdout) <= 300
+
+
 def test_the_example_is_short(readme: str) -> None:
     lines = [line for line in blocks(readme, "python")[0].splitlines() if line.strip()]
     assert len(lines) <= 8
