@@ -202,7 +202,7 @@ class Evaluator:
                 entries.append((OURS_REFINED, budget, len(data), decoded))
             if self._recogniser is not None and known is not None:
                 likeness = self._recogniser.likeness(image, known)
-                alike = code(image, limits, self._refiner, self._faithful, likeness)
+                alike = code(image, limits, self._refiner, self._faithful, likeness=likeness)
                 for budget, (data, decoded) in zip(budgets, alike, strict=True):
                     entries.append((OURS_ALIKE, budget, len(data), decoded))
         for peer in self._peers:

@@ -181,7 +181,9 @@ class Encoder:
         )
         return min(files, key=lambda file: len(file[2]))
 
-    def _analyse(self, image: NDArray[np.uint8], scale: int, likeness: Likeness | None) -> _Latents:
+    def _analyse(
+        self, image: NDArray[np.uint8], scale: int, likeness: Likeness | None = None
+    ) -> _Latents:
         with stage("split"):
             coded = imaging.downscale(image, scale)
             bands = split_bands(coded)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,7 +21,6 @@ from . import bitstream
 from .api import Decoder, Encoder
 from .errors import BudgetError
 from .peers import Image, Peer, fit, psnr, standard_peers
-from .recognition import Likeness
 
 import PIL.Image  # isort: skip  # after .peers, which explains it where it is missing
 import PIL.ImageDraw  # isort: skip
@@ -56,7 +56,7 @@ def code(
     budgets: Sequence[int],
     encoder: Encoder,
     decoder: Decoder,
-    likeness: Likeness | None = None,
+    **options: Any,
 ) -> list[tuple[bytes, Image]]:
     """Our file and the decoded image for each budget.
 
@@ -65,14 +65,14 @@ def code(
     Args:
       image: uint8 RGB [H, W, 3].
       budgets: in bytes, of whole files.
-      likeness: for the encoder to follow.
+      options: more of what `Encoder.encode` takes.
     """
     coded = []
     for budget in budgets:
         try:
-            data = encoder.encode(image, max_bytes=budget, likeness=likeness)
+            data = encoder.encode(image, max_bytes=budget, **options)
         except BudgetError as error:
-            data = encoder.encode(image, max_bytes=error.smallest, likeness=likeness)
+            data = encoder.encode(image, max_bytes=error.smallest, **options)
         coded.append((data, decoder.decode(data)))
     return coded
 
