@@ -200,7 +200,8 @@ class Evaluator:
             refined = code(image, limits, self._refiner, self._faithful)
             for budget, (data, decoded) in zip(budgets, refined, strict=True):
                 entries.append((OURS_REFINED, budget, len(data), decoded))
-            if self._recogniser is not None and known is not None:
+            if self._recogniser is not None:
+                assert known is not None  # `obtain` refuses other pictures
                 likeness = self._recogniser.likeness(image, known)
                 alike = code(image, limits, self._refiner, self._faithful, likeness=likeness)
                 for budget, (data, decoded) in zip(budgets, alike, strict=True):

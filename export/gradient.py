@@ -42,11 +42,11 @@ class Adjoint:
             if self.reached & set(node.input):
                 self.reached.update(node.output)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.channels = {
-            value.name: value.type.tensor_type.shape.dim[1].dim_value
+        self.shapes = {  # 0 where a size is not known
+            value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
             for value in (*inferred.value_info, *inferred.output, *inferred.input)
-            if len(value.type.tensor_type.shape.dim) == 4
         }
+        self.shapes |= {i.name: list(i.dims) for i in self.graph.initializer}
         self.rounded = {
             node.output[0] for node in self.graph.node if node.op_type == "DequantizeLinear"
         }
@@ -121,32 +121,45 @@ class Adjoint:
         start = 0
         axis = self.constant(np.array([1], np.int64))
         for name in node.input:
-            end = start + self.channels[name]
+            end = start + self.shapes[name][1]
             ends = [self.constant(np.array([v], np.int64)) for v in (start, end)]
             self.give(name, self.node("Slice", [gradient, *ends, axis]))
             start = end
 
     def _conv(self, node: onnx.NodeProto, gradient: str) -> None:
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if set(kept.get("strides", [1])) != {1} or kept.get("group", 1) != 1:
+        if set(kept.get("dilations", [1])) != {1} or kept.get("auto_pad", b"NOTSET") != b"NOTSET":
             raise ValueError(f"no gradient is known of a convolution like {node.output[0]}")
-        pads = kept.get("pads", [0] * 4)
-        self.transposed(node, gradient, pads=pads)
-
-    def transposed(self, node: onnx.NodeProto, gradient: str, **attributes: Any) -> None:
         source, weight = node.input[:2]
-        if weight not in self.rounded and self.channels[source] == self.channels[node.output[0]]:
+        sizes, out, kernel = (self.shapes[name] for name in (source, node.output[0], weight))
+        pads, strides = kept.get("pads", [0] * 4), kept.get("strides", [1, 1])
+        turned: dict[str, Any] = {"pads": pads}
+        if kept.get("group", 1) != 1:
+            turned["group"] = kept["group"]
+        if set(strides) != {1}:
+            if not all(sizes[2:]):
+                raise ValueError(f"{node.output[0]} has strides, and {source} no known size")
+            # rows and columns at the end that no stride comes to
+            turned["strides"], turned["output_padding"] = (
+                strides,
+                [
+                    sizes[2 + i]
+                    - ((out[2 + i] - 1) * strides[i] - pads[i] - pads[2 + i] + kernel[2 + i])
+                    for i in range(2)
+                ],
+            )
+        if weight not in self.rounded and sizes[1] == out[1]:
             # OpenVINO 2026.4 gives ConvTranspose float weights as laid out for the forward
             # convolution, if as many channels go out as in: let them be others.
             weight, gradient = self.node("Neg", [weight]), self.node("Neg", [gradient])
-        self.give(source, self.node("ConvTranspose", [gradient, weight], **attributes))
+        self.give(source, self.node("ConvTranspose", [gradient, weight], **turned))
 
     def _depth_to_space(self, node: onnx.NodeProto, gradient: str) -> None:
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         block = kept["blocksize"]
         blocks = self.node("SpaceToDepth", [gradient], blocksize=block)
         # SpaceToDepth puts blocks first, pixel shuffling channels
-        order = np.arange(self.channels[node.output[0]] * block**2).reshape(block**2, -1).T
+        order = np.arange(self.shapes[node.output[0]][1] * block**2).reshape(block**2, -1).T
         if kept.get("mode") != b"CRD":
             raise ValueError(f"{node.output[0]} is not a pixel shuffle")
         self.give(
@@ -168,7 +181,7 @@ def gradient_of(synthesis: onnx.ModelProto) -> onnx.ModelProto:
     gradient = adjoint.run(weighted)
     adjoint.node("Add", [gradient, gradient], name=f"{WANTED}_gradient")
     spatial = {value.name: value for value in synthesis.graph.input}
-    like_bands = [1, adjoint.channels[OF], "h", "w"]
+    like_bands = [1, adjoint.shapes[OF][1], "h", "w"]
     channels = spatial[WANTED].type.tensor_type.shape.dim[1].dim_value
     graph = onnx.GraphProto(
         node=adjoint.nodes,

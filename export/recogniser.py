@@ -40,11 +40,6 @@ class _Recogniser(Adjoint):
 
     def __init__(self, model: onnx.ModelProto, wanted: str, of: str) -> None:
         super().__init__(model, wanted, of)
-        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self.shapes = {
-            value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
-            for value in (*inferred.value_info, *inferred.output, *inferred.input)
-        }
         self.values = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
         for node in self.graph.node:
             if node.op_type == "Constant":
@@ -53,7 +48,6 @@ class _Recogniser(Adjoint):
         self.rules |= {
             "BatchNormalization": self._batch_normalisation,
             "Clip": self._clip,
-            "Conv": self._any_conv,
             "Div": self._div,
             "Dropout": self._as_it_is,
             "Flatten": self._reshape,
@@ -129,26 +123,6 @@ class _Recogniser(Adjoint):
         behind = [1] * (len(self.shapes[node.input[0]]) - 2)
         factor = factor.reshape(1, -1, *behind).astype(np.float32)
         self.give(node.input[0], self.node("Mul", [gradient, self.constant(factor)]))
-
-    def _any_conv(self, node: onnx.NodeProto, gradient: str) -> None:
-        kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if set(kept.get("dilations", [1])) != {1} or kept.get("auto_pad", b"NOTSET") != b"NOTSET":
-            raise ValueError(f"no gradient is known of a convolution like {node.output[0]}")
-        strides, pads = kept.get("strides", [1, 1]), kept.get("pads", [0] * 4)
-        kernel = self.known(node.input[1]).shape[2:]
-        left = []  # rows and columns at the end that no stride comes to
-        for axis in range(2):
-            size, out = (self.shapes[name][2 + axis] for name in (node.input[0], node.output[0]))
-            reached = (out - 1) * strides[axis] - pads[axis] - pads[2 + axis] + kernel[axis]
-            left.append(size - reached)
-        self.transposed(
-            node,
-            gradient,
-            pads=pads,
-            strides=strides,
-            group=kept.get("group", 1),
-            output_padding=left,
-        )
 
     def _gemm(self, node: onnx.NodeProto, gradient: str) -> None:
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}

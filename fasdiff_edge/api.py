@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from . import _core, bitstream, imaging
 from .bitstream import Header
-from .engines import Graph, load_graph
+from .engines import Graph, check_ports, load_graph
 from .entropy_model import CodedBase, EntropyModel, Levels, Rates, prices_at
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands, split_gradient
@@ -71,7 +71,7 @@ class Encoder:
                 f"effort is {effort}, but the model {self._model.name} has no {GRADIENT}; use 0"
             )
         self._graph = load_graph(self._model.read(ANALYSIS), engine, threads)
-        _check_ports(self._graph, ["bands"], ["y", "z", "s", "price"])
+        check_ports(self._graph, ["bands"], ["y", "z", "s", "price"])
         self._engine, self._threads = engine, threads
         self._lock = threading.Lock()
         self._workers = ThreadPoolExecutor(1, "fasdiff-encoder")
@@ -331,7 +331,7 @@ class Encoder:
             if self._closed_loop is None:
                 student = _Student(self._model, self._engine, 1, self._threads)
                 transform = load_graph(self._model.read(RESIDUAL), self._engine, self._threads)
-                _check_ports(transform, ["bands"], ["residual"])
+                check_ports(transform, ["bands"], ["residual"])
                 self._closed_loop = student, transform
             return self._closed_loop
 
@@ -477,7 +477,7 @@ def _load_student(
     found = load_graph(graph, engine, threads, without)
     if without is not None and found.left_out is None:
         names.append(without)
-    _check_ports(found, names, ["bands", *more_outputs])
+    check_ports(found, names, ["bands", *more_outputs])
     return found
 
 
@@ -554,7 +554,7 @@ class _Refinement:
         distance, gradient = _check_likeness(likeness(picture), picture.shape)
         if distance <= 0:
             return np.zeros_like(bands)  # nothing to gain
-        return split_gradient(gradient * np.float32(0.5 * LIKENESS / distance), bands)
+        return split_gradient(gradient * np.float32(0.5 * LIKENESS / distance))
 
 
 @dataclass
@@ -624,14 +624,6 @@ def _largest_scale(height: int, width: int) -> int:
     while math.prod(bitstream.coded_size(height, width, scale)) > bitstream.MAX_CODED_PIXELS:
         scale += 1
     return scale
-
-
-def _check_ports(graph: Graph, inputs: list[str], outputs: list[str]) -> None:
-    if sorted(graph.inputs) != sorted(inputs) or sorted(graph.outputs) != sorted(outputs):
-        raise ModelError(
-            f"the graph has inputs {list(graph.inputs)} and outputs {list(graph.outputs)}, "
-            f"not {inputs} and {outputs}"
-        )
 
 
 def _check_shape(name: str, output: Array, expected: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import profile
-from .errors import EngineError, OptionError
+from .errors import EngineError, ModelError, OptionError
 from .frequency import aligned
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -322,6 +322,19 @@ def load_graph(model: bytes, engine: str, threads: int | None, without: str | No
         if measured is not None and measured.engine == name:
             threads = measured.threads
     return _ENGINES[name](model, threads, without)
+
+
+def check_ports(graph: Graph, inputs: list[str], outputs: list[str]) -> None:
+    """Check the names of a graph's inputs and outputs, in any order.
+
+    Raises:
+      ModelError: they are others.
+    """
+    if sorted(graph.inputs) != sorted(inputs) or sorted(graph.outputs) != sorted(outputs):
+        raise ModelError(
+            f"the graph has inputs {list(graph.inputs)} and outputs {list(graph.outputs)}, "
+            f"not {inputs} and {outputs}"
+        )
 
 
 def _line(error: BaseException) -> str:

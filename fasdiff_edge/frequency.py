@@ -23,6 +23,14 @@ from numpy.typing import NDArray
 from . import _core
 
 NUM_BANDS = 48
+_COLOURS = np.array(
+    [
+        np.array([1, 1, 1]) / math.sqrt(3),
+        np.array([1, 0, -1]) / math.sqrt(2),
+        np.array([1, -2, 1]) / math.sqrt(6),
+    ],
+    np.float32,
+)
 _LINE = 64  # bytes of a cache line
 
 
@@ -73,37 +81,19 @@ def merge_bands(
     return _core.merge_bands(bands, height, width, out)
 
 
-def split_gradient(
-    gradient: NDArray[np.float32], bands: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def split_gradient(gradient: NDArray[np.float32]) -> NDArray[np.float32]:
     """The gradient of the bands that `merge_bands` makes a picture of, of that of the picture.
 
     Args:
       gradient: float32 [H, W, 3], of a picture in 0..255.
-      bands: float32 [48, h, w], any that have the shape; what lies beyond the picture has none.
     Returns:
-      float32 [48, h, w].
+      float32 [48, H'/4, W'/4] as of `split_bands`; what lies beyond the picture has none.
     """
-    height, width = 4 * bands.shape[1], 4 * bands.shape[2]
-    picture = np.zeros((height, width, 3), np.float32)
-    picture[: gradient.shape[0], : gradient.shape[1]] = gradient
-    first = _haar(np.moveaxis(picture @ (127.5 * _COLOURS.T), 2, 0))
-    apart = [
-        band.reshape(3, height // 4, 2, width // 4, 2).transpose(0, 2, 4, 1, 3)
-        for band in first[1:]
-    ]
-    fine = [band.reshape(12, height // 4, width // 4) for band in apart]
-    return np.concatenate([*_haar(first[0]), *fine])
-
-
-_COLOURS = np.array(
-    [
-        np.array([1, 1, 1]) / math.sqrt(3),
-        np.array([1, 0, -1]) / math.sqrt(2),
-        np.array([1, -2, 1]) / math.sqrt(6),
-    ],
-    np.float32,
-)
+    padded = np.pad(gradient, ((0, -len(gradient) % 16), (0, -gradient.shape[1] % 16), (0, 0)))
+    low, *high = _haar(np.moveaxis(padded @ (127.5 * _COLOURS.T), 2, 0))
+    height, width = low.shape[1] // 2, low.shape[2] // 2
+    apart = [b.reshape(3, height, 2, width, 2).transpose(0, 2, 4, 1, 3) for b in high]
+    return np.concatenate([*_haar(low), *(b.reshape(12, height, width) for b in apart)])
 
 
 def _haar(planes: NDArray[np.float32]) -> list[NDArray[np.float32]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .engines import load_graph
+from .engines import check_ports, load_graph
 from .errors import ModelError, OptionError
 from .imaging import check_image
 
@@ -75,23 +75,13 @@ class Recogniser:
         except OSError as error:
             raise ModelError(f"cannot read the recogniser {path}: {error.strerror}") from error
         self._graph = load_graph(data, engine, threads)
-        if (sorted(self._graph.inputs), sorted(self._graph.outputs)) != (
-            sorted(_INPUTS),
-            sorted(_OUTPUTS),
-        ):
+        try:
+            check_ports(self._graph, _INPUTS, _OUTPUTS)
+        except ModelError as error:
             raise ModelError(
-                f"{path} has inputs {list(self._graph.inputs)} and outputs "
-                f"{list(self._graph.outputs)}, not {_INPUTS} and {_OUTPUTS}; "
-                "`python -m export.recogniser` makes it of a recogniser's ONNX file"
-            )
-        self._path, self._size = path, self._embedding_size()
-
-    def _embedding_size(self) -> int:
-        """Found by asking, since a graph does not tell; most have 128 or 512."""
-        chip = np.zeros((1, 3, CHIP, CHIP), np.float32)
-        # one number is multiplied with whatever the embedding has
-        found = self._graph.run({"chip": chip, "reference": np.zeros((1, 1), np.float32)})
-        return int(found["embedding"].shape[1])
+                f"{path}: {error}; `python -m export.recogniser` makes such a file of a recogniser"
+            ) from error
+        self._path = path
 
     def likeness(
         self, image: Image, landmarks: NDArray[np.floating] | list[list[float]]
@@ -108,18 +98,16 @@ class Recogniser:
           image's, the mean of some views, and the gradient of that.
         Raises:
           ImageError: not such an image.
-          OptionError: not such landmarks, or of no face: all in a line, or in one place.
+          OptionError: not such landmarks, or of no face: all in one place, or out of order.
           EngineError: the inference engine failed.
         """
         image = check_image(image)
         height, width = image.shape[:2]
         forward = _alignment(_check_landmarks(landmarks, height, width))
         views = [_view(forward, *view) for view in _VIEWS]
-        nothing = np.zeros((1, self._size), np.float32)
-        references = [
-            self._look(_Chip(view, height, width).cut(image), nothing)[0] for view in views
-        ]
-        chips: dict[tuple[int, int], list[_Chip]] = {}
+        chips = {(height, width): [_Chip(view, height, width) for view in views]}
+        nothing = np.zeros((1, 1), np.float32)  # is multiplied with whatever the embedding has
+        references = [self._look(chip.cut(image), nothing)[0] for chip in chips[height, width]]
 
         def likeness(decoded: Image) -> tuple[float, Array]:
             h, w = decoded.shape[:2]
@@ -162,12 +150,11 @@ class _Chip:
         ones = np.ones((len(at), len(at)))
         x, y, _ = np.tensordot(to_image, np.stack([at[None] * ones, at[:, None] * ones, ones]), 1)
         x, y = x.clip(0, width - 1), y.clip(0, height - 1)
-        left = np.minimum(x.astype(np.int32), max(0, width - 2))
-        top = np.minimum(y.astype(np.int32), max(0, height - 2))
-        right, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+        left = np.minimum(x.astype(np.int32), width - 2)
+        top = np.minimum(y.astype(np.int32), height - 2)
         x, y = x - left, y - top
         self._shape, self._fine = (height, width), fine
-        self._places = np.stack([r * width + c for r in (top, below) for c in (left, right)])
+        self._places = np.stack([(top + i) * width + left + j for i in (0, 1) for j in (0, 1)])
         weights = [v * u for v in (1 - y, y) for u in (1 - x, x)]
         self._weights = (np.stack(weights) / fine**2).astype(np.float32)
 
