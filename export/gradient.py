@@ -13,7 +13,7 @@ in reverse mode (Griewank and Walther, 2008, chapter 3). Roundings pass gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 PREFIX = "gradient/"  # of every name that is added
 WANTED, OF = "prompt", "bands"
+NOISE = "x_t"  # zero: encoders follow the posterior mean
+PICKS = ("Gather", "Slice")
+SILENT = ("Clip",)  # the student's grid, in small steps, moves no error
 
 
 class Adjoint:
@@ -30,16 +33,29 @@ class Adjoint:
 
     Args:
       wanted, of: names of that input and that output.
+      zero: an input that is zero wherever the gradient is asked for: what it multiplies has none.
+      silent: operators that pass no gradient.
     """
 
-    def __init__(self, model: onnx.ModelProto, wanted: str = WANTED, of: str = OF) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        wanted: str = WANTED,
+        of: str = OF,
+        zero: str = "",
+        silent: Sequence[str] = (),
+    ) -> None:
         self.graph, self.wanted, self.of = model.graph, wanted, of
         self.nodes: list[onnx.NodeProto] = []
         self.initialisers: list[onnx.TensorProto] = []
         self.parts: dict[str, list[str]] = {}  # contributions to the gradient of each tensor
         self.reached = {wanted}  # tensors that the wanted input has a part in
+        zeros = {zero}
         for node in self.graph.node:
-            if self.reached & set(node.input):
+            if node.op_type in PICKS and node.input[0] in zeros:
+                zeros.update(node.output)
+            nothing = node.op_type in silent or (node.op_type == "Mul" and zeros & set(node.input))
+            if self.reached & set(node.input) and not nothing:
                 self.reached.update(node.output)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
         self.shapes = {  # 0 where a size is not known
@@ -173,7 +189,7 @@ def gradient_of(synthesis: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
       ValueError: it has an operator whose gradient is not known here.
     """
-    adjoint = Adjoint(synthesis)
+    adjoint = Adjoint(synthesis, zero=NOISE, silent=SILENT)
     difference = adjoint.node("Sub", [OF, "target"])
     weighted = adjoint.node("Mul", [difference, "weight"])
     squares = adjoint.node("Mul", [weighted, difference])

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyModel, enlarge
 from export.precision import mixed_precision
-from export.quantised import SplitConv2d, quantise_convolutions
+from export.quantised import FixedConv2d, SplitConv2d, quantise_convolutions
+from export.texture import GRID_LIMIT, TEXTURES, grid_filter, grid_window, texture_filters
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -31,6 +32,7 @@ OPPONENT = torch.tensor(
 )
 NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
+GREY = (0, 3, 6, 9, *range(12, 16), *range(24, 28), *range(36, 40))  # channels of c0; ll2 first
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 # Half way from the first quality with a residual to the top it is the same price everywhere
@@ -89,6 +91,58 @@ def merge_bands(bands: Tensor) -> Tensor:
     high1 = [F.pixel_shuffle(h, 2) for h in bands[:, 12:].split(12, 1)]
     p = _unhaar(_unhaar(*level2), *high1)
     return torch.einsum("oc,bohw->bchw", _opponent(p.device), p) * 127.5 + 127.5
+
+
+def _greys_of_bands() -> Tensor:
+    """c0 of pictures of 5x5 blocks with a 1 in one band of the middle one, [16, 1, 20, 20]."""
+    units = torch.zeros(len(GREY), NUM_BANDS, 5, 5)
+    units[range(len(GREY)), GREY, 2, 2] = 1
+    return torch.einsum("c,bchw->bhw", OPPONENT[0], merge_bands(units) / 127.5 - 1)[:, None]
+
+
+def _bands_of_greys(grey: Tensor) -> Tensor:
+    """The other way, of any pictures [N, 1, 4h, 4w]: [N, 16, h, w]."""
+    return split_bands((grey * OPPONENT[0, :, None, None] + 1) * 127.5)[:, GREY]
+
+
+def _weight_of(responses: Tensor) -> Tensor:
+    """Responses [Cin, Cout, 5, 5] to a 1 in the middle, as weights [Cout, Cin, 3, 3]."""
+    return responses[:, :, 1:4, 1:4].flip(2, 3).transpose(0, 1).contiguous()
+
+
+@functools.cache
+def texture_weight() -> Tensor:
+    """`texture_filters` as one convolution of bands, [16, 15 * TEXTURES, 3, 3].
+
+    From white noise in the high bands of grey, once for each filter, to all bands of grey, in units
+    of their deviations. ll2 of the noise is left out: a sampler's later steps have a picture there.
+    """
+    filters = torch.from_numpy(texture_filters())[:, None]
+    drawn = F.conv2d(_greys_of_bands()[1:], filters, padding="same").transpose(0, 1)
+    bands = _bands_of_greys(drawn.reshape(-1, 1, *drawn.shape[2:])) / band_scale()[:, GREY]
+    return _weight_of(bands)
+
+
+@functools.cache
+def grid_weights() -> tuple[Tensor, Tensor, Tensor]:
+    """The convolutions of `Degrid`, of grey's bands in units of their deviations.
+
+    [16, 16, 3, 3] to the 16 pixels of a block less the smooth part of the picture, in units of
+    GRID_LIMIT; [16, 1, 7, 7], each by itself, to means over blocks; [48, 16, 1, 1] to bands.
+    """
+    scale = band_scale()[:, GREY]
+    unit = 127.5 / math.sqrt(3) / GRID_LIMIT  # of c0
+    rough = F.conv2d(_greys_of_bands(), torch.from_numpy(grid_filter())[None, None], padding="same")
+    pixels = _weight_of(F.pixel_unshuffle(rough, 4)) * scale * unit
+    window = torch.from_numpy(grid_window()).expand(len(GREY), 1, -1, -1).contiguous()
+    one = torch.eye(len(GREY)) - 1 / len(GREY)  # what differs within a block
+    bands = -_bands_of_greys(F.pixel_shuffle(one[:, :, None, None], 4)) / scale / unit
+    return pixels, window, _places(bands.transpose(0, 1))
+
+
+def _places(weight: Tensor) -> Tensor:
+    """A weight to grey's bands [16, Cin, 1, 1] as one to all of them, [48, Cin, 1, 1]."""
+    return torch.zeros(NUM_BANDS, *weight.shape[1:]).index_copy(0, torch.tensor(GREY), weight)
 
 
 def conv(cin: int, cout: int, kernel: int, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
@@ -150,6 +204,7 @@ QUANTISED = {
     "g_s.b4": False,
     "g_s.high": False,
     "g_s.texture": False,
+    "g_s.grain": False,
 }
 
 
@@ -238,6 +293,28 @@ class Analysis(nn.Module):
         return y, self.h_a(h), s, price
 
 
+class Degrid(nn.Module):
+    """What takes the grid off bands [B, 48, h, w], in units of their deviations: is to be added.
+
+    It is the same in all blocks around a place, and differs within a block; see `texture`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        pixels, window, bands = grid_weights()
+        self.pixels = FixedConv2d(pixels, padding=0)
+        # one more for the blocks at the border, of which the smooth part is not known
+        self.mean = FixedConv2d(window, padding=window.shape[2] // 2 + 1, groups=len(GREY))
+        self.bands = FixedConv2d(bands, padding=0)
+
+    def forward(self, bands: Tensor) -> Tensor:
+        """The same shape, float32; never more than GRID_LIMIT of a pixel."""
+        with torch.autocast(bands.device.type, enabled=False):
+            pixels = self.pixels(bands.float()[:, GREY]).clamp(-1, 1)
+            found: Tensor = self.bands(self.mean(pixels))
+        return found
+
+
 class Student(nn.Module):
     """The denoiser of bands: visual prompt, semantics s_hat, x_t, t and realism -> clean bands.
 
@@ -291,8 +368,11 @@ class Student(nn.Module):
             nn.init.zeros_(film.bias)
         self.low = conv(c.w4, LOW, 3, scale=0.3)
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
-        # how much of the noise each high band gets where it is: texture that has no grid
-        self.texture = conv(c.w4, NUM_BANDS - LOW, 1, scale=0.0)
+        # how much of each texture there is at a place, and the filters that make them of noise
+        self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
+        self.grain = FixedConv2d(texture_weight(), padding=1)
+        self.spread = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]), padding=0)
+        self.degrid = Degrid()
         self.register_load_state_dict_pre_hook(_without_texture)
 
     def films(self, condition: Tensor) -> tuple[Tensor, ...]:
@@ -338,18 +418,24 @@ class Student(nn.Module):
             h = block(h, next(films))
         low = modulate(h, next(films))
         h = F.relu(modulate(h, next(films)))
-        high = self.high(h) + self.texture(h) * x_t[:, LOW:]
+        high = self.high(h)
+        noise = x_t[:, GREY[1:]]
+        grain = self.grain(torch.cat([much * noise for much in self.texture(h).split(1, 1)], 1))
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low.float()(F.relu(low).float())
-        return torch.cat([low, high.float()], 1) * self.scale
+            spread = self.spread(grain.float())
+        bands = torch.cat([low, high.float()], 1)
+        return (bands + self.degrid(bands) + spread) * self.scale
 
 
 def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Let a Student load a checkpoint of before it had textures."""
+    """Let a Student load a checkpoint of before it had textures, or these: it draws none then."""
     for name, value in module.state_dict().items():
-        if name.startswith("texture."):
-            state.setdefault(f"{prefix}{name}", torch.zeros_like(value))
+        key = f"{prefix}{name}"
+        of_textures = name.startswith(("texture.", "grain."))
+        if of_textures and (key not in state or state[key].shape != value.shape):
+            state[key] = torch.zeros_like(value)
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -57,6 +57,18 @@ class ActivationQuantiser(nn.Module):
         self.seen = None
 
 
+class FixedConv2d(nn.Conv2d):
+    """A convolution whose weights [Cout, Cin / groups, k, k] are given, not learnt, not kept."""
+
+    def __init__(self, weight: Tensor, padding: int, groups: int = 1) -> None:
+        cout, cin, *kernel = weight.shape
+        size: tuple[int, int] = tuple(kernel)  # type: ignore[assignment]
+        super().__init__(cin * groups, cout, size, padding=padding, groups=groups)
+        del self.weight, self.bias
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", torch.zeros(cout), persistent=False)
+
+
 class QuantisedConv2d(nn.Module):
     """`nn.Conv2d` with quantised weights and inputs, and outputs; its parameters and the ranges."""
 
@@ -64,7 +76,11 @@ class QuantisedConv2d(nn.Module):
         super().__init__()
         if plain.bias is None:
             raise ValueError("a quantised convolution has a bias")
-        self.weight, self.bias = plain.weight, plain.bias
+        for name, value in (("weight", plain.weight), ("bias", plain.bias)):
+            if isinstance(value, nn.Parameter):
+                self.register_parameter(name, value)
+            else:  # of a FixedConv2d
+                self.register_buffer(name, value, persistent=False)
         self.stride, self.padding = plain.stride, plain.padding
         self.input = ActivationQuantiser()
         self.output = ActivationQuantiser() if output else None

@@ -58,7 +58,10 @@ class Gradient(nn.Module):
         """Inputs as of `Synthesis`, then the target [1, 48, h, w] and the weights [1, 1, h, w]."""
         *others, target, weight = inputs
         prompt = prompt.detach().requires_grad_()
+        degrid = self.synthesis.codec.g_s.degrid  # passes no gradient; `export.gradient.SILENT`
+        still = degrid.register_forward_hook(lambda _, inputs, found: found.detach())
         bands = self.synthesis(prompt, *others)
+        still.remove()
         error = (weight * (bands - target).square()).sum()
         (gradient,) = torch.autograd.grad(error, prompt)
         return bands.detach(), error.detach(), gradient

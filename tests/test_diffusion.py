@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_export_networks import SMALL, small_codec
 
 from export.diffusion import (
@@ -26,7 +27,7 @@ from export.diffusion import (
     sample,
     times,
 )
-from export.networks import Codec, split_bands
+from export.networks import GREY, Codec, of_colours, split_bands, texture_weight
 from export.train_teacher import STEPS, TeacherSettings, TeacherTrainer, draw, plots
 from export.verify import synthetic_image
 
@@ -170,16 +171,19 @@ def test_all_but_what_is_drawn_can_be_trained() -> None:
     assert not any(p.requires_grad for p in frozen.g_a.parameters())
 
 
-def test_texture_is_the_noise_times_what_is_learnt_and_in_the_high_bands_alone() -> None:
+def test_texture_is_filtered_noise_as_much_as_is_learnt() -> None:
     torch.manual_seed(0)
     codec, c = only_texture(small_codec()), condition()
     noise, realism = torch.randn(2, 48, 16, 16), torch.tensor([0.0, 1.0])
     before = decode(codec, c, noise, realism, 1)
     with torch.no_grad():
-        codec.g_s.texture.bias.add_(0.5)
-    away = (decode(codec, c, noise, realism, 1) - before) / codec.g_s.scale
-    assert not away[0].any() and not away[1, :3].any()
-    torch.testing.assert_close(away[1, 3:], 0.5 * noise[1, 3:], atol=0.02, rtol=0.02)
+        codec.g_s.texture.bias[3] += 0.5
+    away = decode(codec, c, noise, realism, 1) - before
+    assert not away[0].any() and not of_colours(away).any()
+    part = texture_weight()[:, 45:60]
+    expected = 0.5 * F.conv2d(noise[1:, GREY[1:]], part, padding=1)
+    found = (away / codec.g_s.scale)[1:, GREY]
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0.02)
     assert {n for n, p in codec.named_parameters() if p.requires_grad} == {
         "g_s.texture.weight",
         "g_s.texture.bias",

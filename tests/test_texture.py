@@ -1,0 +1,140 @@
+"""The grid of the bands: textures that do not have it, and what is decoded, less it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from test_export_networks import small_codec
+from torch import Tensor
+
+from export.networks import (
+    GREY,
+    NUM_BANDS,
+    OPPONENT,
+    Degrid,
+    band_scale,
+    merge_bands,
+    split_bands,
+    texture_weight,
+)
+from export.quantised import FixedConv2d, QuantisedConv2d
+from export.texture import DIRECTIONS, GRID_LIMIT, TEXTURES, texture_filters
+
+SIDE = 256
+
+
+def grey_of(bands: Tensor) -> Tensor:
+    """c0 of bands of grey alone, [1, 16, h, w] in units of their deviations -> [4h, 4w]."""
+    every = torch.zeros(1, NUM_BANDS, *bands.shape[2:])
+    every[:, GREY] = bands
+    pixels = merge_bands(every * band_scale())
+    return torch.einsum("c,bchw->bhw", OPPONENT[0], pixels / 127.5 - 1)[0]
+
+
+def unevenness(grey: Tensor) -> float:
+    """How far neighbours are related otherwise at one place of a block than at others.
+
+    The deviation over the four columns of a block of the products of neighbours along a row, as a
+    share of the mean square.
+    """
+    products = grey[:, :-1] * grey[:, 1:]
+    columns = torch.stack([products[:, i::4].mean() for i in range(4)])
+    return float(columns.std() / grey.square().mean())
+
+
+def without_grid(image: Tensor) -> Tensor:
+    """[1, 3, H, W] -> the same, by `Degrid`."""
+    bands = split_bands(image) / band_scale()
+    return merge_bands((bands + Degrid()(bands)) * band_scale())
+
+
+def test_textures_are_noise_without_a_mean_each_in_its_direction() -> None:
+    filters = texture_filters()
+    assert filters.shape == (TEXTURES, 9, 9)
+    assert np.abs(filters.sum((1, 2))).max() < 1e-5
+    assert np.square(filters).sum((1, 2)) == pytest.approx(np.full(TEXTURES, 0.01), rel=1e-4)
+    power = np.abs(np.fft.fft2(filters, (64, 64))) ** 2
+    v, u = np.meshgrid(*[np.fft.fftfreq(64)] * 2, indexing="ij")
+    angles = [np.angle((p * np.exp(2j * np.arctan2(v, u))).sum()) / 2 for p in power]
+    turned = np.pi * (np.arange(TEXTURES) % DIRECTIONS) / DIRECTIONS
+    assert np.abs(np.sin(angles - turned)).max() < 0.02
+    radius = (power * np.hypot(u, v)).sum((1, 2)) / power.sum((1, 2))
+    assert (radius[:DIRECTIONS] > 1.5 * radius[DIRECTIONS:]).all()
+
+
+def test_the_convolution_of_bands_filters_the_picture() -> None:
+    torch.manual_seed(0)
+    noise = torch.randn(1, len(GREY), 16, 16)
+    noise[:, 0] = 0
+    weight = texture_weight()
+    assert weight.shape == (16, 15 * TEXTURES, 3, 3)
+    pixels = grey_of(noise / band_scale()[:, GREY])  # white
+    for index, kernel in enumerate(texture_filters()):
+        part = weight[:, 15 * index : 15 * (index + 1)]
+        found = grey_of(F.conv2d(noise[:, 1:], part, padding=1))
+        expected = F.conv2d(pixels[None, None], torch.from_numpy(kernel)[None, None], padding=4)
+        torch.testing.assert_close(found, expected[0, 0], atol=1e-5, rtol=1e-4)
+
+
+def test_textures_have_no_grid_where_noise_of_bands_has() -> None:
+    torch.manual_seed(0)
+    high = torch.randn(1, 15, SIDE, SIDE)
+    shaped = torch.cat([torch.zeros(1, 1, SIDE, SIDE), high], 1) / band_scale()[:, GREY]
+    shaped[:, 4:] *= 0.4  # finer bands less than coarser ones
+    assert unevenness(grey_of(shaped)) > 0.3
+    for index in range(TEXTURES):
+        much = torch.full((1, TEXTURES, 1, 1), 0.05)
+        much[:, index] = 1.0
+        parts = torch.cat([m * high for m in much.split(1, 1)], 1)
+        assert unevenness(grey_of(F.conv2d(parts, texture_weight(), padding=1))) < 0.1
+
+
+def test_a_grid_is_taken_off() -> None:
+    torch.manual_seed(0)
+    smooth = 120 + 20 * torch.linspace(-1, 1, SIDE)[None, None, :, None].expand(1, 3, SIDE, SIDE)
+    block = torch.randn(4, 4)
+    block -= block.mean()
+    grid = block.repeat(SIDE // 4, SIDE // 4)
+    away = (without_grid(smooth + grid) - smooth)[..., 16:-16, 16:-16]
+    assert away.abs().max() < 0.15 * grid.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("kind", "moved"), [("flat", 0.001), ("ramp", 0.01), ("noise", 0.5), ("edge", 0.15)]
+)
+def test_what_is_no_grid_stays(kind: str, moved: float) -> None:
+    torch.manual_seed(0)
+    across = torch.linspace(0, 1, SIDE)
+    image = {
+        "flat": torch.full((SIDE, SIDE), 77.0),
+        "ramp": (30 + 190 * across).expand(SIDE, SIDE),
+        "noise": 128 + 8 * torch.randn(SIDE, SIDE),
+        "edge": (60 + 120 * (across[:, None] + 0.37 * across > 0.6)).float(),
+    }[kind].expand(1, 3, SIDE, SIDE)
+    away = without_grid(image) - image
+    assert float(away.square().mean().sqrt()) < moved
+    assert float(away.abs().max()) < GRID_LIMIT
+
+
+def test_the_student_has_neither_grid_nor_texture_until_it_learns_them() -> None:
+    student = small_codec().g_s
+    state = dict(student.state_dict())
+    given = ("degrid", "spread", "grain.weight")
+    assert not any(key.startswith(given) for key in state)  # what is given is not kept
+    state["texture.weight"], state["texture.bias"] = torch.ones(45, 16, 1, 1), torch.ones(45)
+    student.load_state_dict(state)  # of when each band had noise of its own
+    assert not student.texture.weight.any() and not student.texture.bias.any()
+
+
+def test_weights_that_are_given_can_be_int8_and_are_not_learnt() -> None:
+    layer = QuantisedConv2d(FixedConv2d(texture_weight(), padding=1), output=False)
+    assert [n for n, _ in layer.named_parameters()] == ["input.log2_step"]
+    assert set(layer.state_dict()) == {"input.log2_step"}
+    x = torch.randn(1, 15 * TEXTURES, 8, 8)
+    with torch.no_grad():
+        layer.input.log2_step.fill_(-5)
+        exact = F.conv2d(x, texture_weight(), padding=1)
+        assert float((layer(x) - exact).square().mean() / exact.square().mean()) < 5e-3
+    assert torch.equal(layer.plain().weight, layer.rounded_weight())
