@@ -32,12 +32,14 @@ class Picture:
       landmarks: float64 [5, 2], x and y in pixels of the file: eyes, nose, mouth corners; None
         where there is no index, or it does not say.
       group: (race, gender); empty strings where there is no index, or it does not say.
+      age: as the index puts it, such as "30-39"; empty where it does not.
     """
 
     path: Path
     name: str
     landmarks: NDArray[np.float64] | None = None
     group: tuple[str, str] = ("", "")
+    age: str = ""
 
     def load(self, size: int | None) -> tuple[Image, NDArray[np.float64] | None]:
         """The picture and its landmarks.
@@ -97,7 +99,8 @@ def _indexed(folder: Path, split: str | None, max_sharpness_db: float | None) ->
                 continue
             group = (row.get("race") or "", row.get("gender") or "")
             path = folder / row["file"]
-            groups[group].append(Picture(path, row["file"], _landmarks(row), group))
+            age = row.get("age") or ""
+            groups[group].append(Picture(path, row["file"], _landmarks(row), group, age))
     turns = [
         (turn, group, picture)
         for group, pictures in groups.items()

@@ -1,8 +1,10 @@
 """Whether faces of every race and gender keep their identity alike: the table per group.
 
 Prints Markdown tables and writes `<dataset>-<size>-groups.tsv` under the results folder. Groups are
-those of the index, race x gender; the fewer the faces of a group, the less a difference means. How
-things are measured, and what the numbers do not show, is said in `measure.py`.
+those of the index, race x gender; the fewer the faces of a group, the less a difference means.
+Where the index tells ages, groups are also compared as if all were of the same ages
+(`at_same_ages`). How things are measured, and what the numbers do not show, is said in
+`measure.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
 from identity import SAME_PERSON
 from measure import (
     ALL_OURS,
@@ -41,6 +44,7 @@ class GroupRow:
       images, faces: how many; those whose identity was measured.
       identity: mean dlib distance; NaN without faces.
       ratio: of `identity` to everyone's.
+      same_ages: the same ratio, if every group were of everyone's ages; NaN where ages are unknown.
       not_same: faces at a distance of 0.6 or more.
       psnr: mean, in dB.
     """
@@ -53,6 +57,7 @@ class GroupRow:
     faces: int
     identity: float
     ratio: float
+    same_ages: float
     not_same: int
     psnr: float
 
@@ -73,6 +78,31 @@ def best_by_identity(summaries: Sequence[Summary]) -> dict[str, str]:
     return {budget: row.codec for budget, row in best.items()}
 
 
+def at_same_ages(records: Sequence[Record]) -> dict[tuple[str, str], float]:
+    """What the mean distance of each group would be, were its faces of everyone's ages.
+
+    Least squares of the distances, with a term for each group and one for each age (analysis of
+    covariance: Fisher, Statistical Methods for Research Workers, 1932): a group's is its own term
+    and the mean of the ages' over all faces.
+
+    Args:
+      records: of one codec and budget. Faces without a distance count nowhere.
+    Returns:
+      Distances by group; nothing where some face has no age.
+    """
+    faces = [record for record in records if not math.isnan(record.identity)]
+    groups = sorted({(face.race, face.gender) for face in faces})
+    ages = sorted({face.age for face in faces})
+    if not faces or "" in ages:
+        return {}
+    of_group = np.array([[(f.race, f.gender) == group for group in groups] for f in faces], float)
+    of_age = np.array([[face.age == age for age in ages] for face in faces], float)
+    # ages as they differ from everyone's, of which the terms of groups are then
+    design = np.hstack([of_group, of_age - of_age.mean(0)])
+    terms = np.linalg.lstsq(design, np.array([face.identity for face in faces]), rcond=None)[0]
+    return dict(zip(groups, terms[: len(groups)].tolist(), strict=True))
+
+
 def group_rows(records: Sequence[Record], codecs: Sequence[str] | None = None) -> list[GroupRow]:
     """Everyone, then each group by name, for each budget and codec.
 
@@ -88,9 +118,12 @@ def group_rows(records: Sequence[Record], codecs: Sequence[str] | None = None) -
         if total.codec not in shown:
             continue
         cell = [row for row in records if (row.budget, row.codec) == (total.budget, total.codec)]
-        rows.append(_row(total, (EVERYONE, ""), total.identity))
+        aged = at_same_ages(cell)
+        everyone = total.identity if aged else math.nan
+        rows.append(_row(total, (EVERYONE, ""), total.identity, everyone))
         for group, members in sorted(grouped(cell, lambda row: (row.race, row.gender))):
-            rows.append(_row(summarise(members)[0], group, total.identity))
+            of_group = aged.get(group, math.nan)
+            rows.append(_row(summarise(members)[0], group, total.identity, of_group))
     return rows
 
 
@@ -139,6 +172,7 @@ def table(rows: Sequence[GroupRow]) -> list[dict[str, object]]:
             "gender": row.gender,
             "dlib distance": f"{row.identity:.3f}",
             "over everyone's": f"{row.ratio:.2f}x",
+            "at everyone's ages": f"{row.same_ages:.2f}x",
             f"distance >= {SAME_PERSON}": f"{row.not_same} of {row.faces}",
             "PSNR": f"{row.psnr:.2f} dB",
         }
@@ -180,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _row(row: Summary, group: tuple[str, str], everyone: float) -> GroupRow:
+def _row(row: Summary, group: tuple[str, str], everyone: float, aged: float) -> GroupRow:
     return GroupRow(
         budget=row.budget,
         codec=row.codec,
@@ -190,6 +224,7 @@ def _row(row: Summary, group: tuple[str, str], everyone: float) -> GroupRow:
         faces=row.faces,
         identity=row.identity,
         ratio=row.identity / everyone if everyone else math.nan,
+        same_ages=aged / everyone if everyone else math.nan,
         not_same=row.not_same,
         psnr=row.psnr,
     )

@@ -110,7 +110,7 @@ class Record:
     """One image, codec and budget. Figures that were not measured are NaN.
 
     Attributes:
-      file, race, gender: of the picture; empty where there is no index.
+      file, race, gender, age: of the picture; empty where there is no index, or it does not say.
       width, height: in pixels, as coded.
       codec, budget: names, as in tables.
       budget_bytes, bytes: the budget for this picture, and the size of the file.
@@ -122,6 +122,7 @@ class Record:
     file: str
     race: str
     gender: str
+    age: str
     width: int
     height: int
     codec: str
@@ -221,6 +222,7 @@ class Evaluator:
                 file=picture.name,
                 race=picture.group[0],
                 gender=picture.group[1],
+                age=picture.age,
                 width=width,
                 height=height,
                 codec=codec,

@@ -476,7 +476,7 @@ def test_two_processes_give_the_same(faces: Path, tmp_path: Path) -> None:
 def record(codec: str, distance: float = math.nan, **changes: object) -> measure.Record:
     """A record of a face of 256x256 at 300 B, but for what is given."""
     values: dict[str, object] = dict.fromkeys(("psnr", "ssim", "ms_ssim"), math.nan)
-    values |= {"file": "a", "race": "", "gender": "", "width": 256, "height": 256}
+    values |= {"file": "a", "race": "", "gender": "", "age": "", "width": 256, "height": 256}
     values |= {"codec": codec, "budget": "300 B", "budget_bytes": 300, "bytes": 300}
     values |= {"ssimulacra2": math.nan, "identity": distance, "face": "detector", **changes}
     return measure.Record(**values)
@@ -685,6 +685,25 @@ def test_groups_are_counted() -> None:
     worst = {row.codec: row.race for row in fairness.worst_groups(rows)}
     assert worst == {measure.OURS: "A", measure.OURS_FAITHFUL: "A", "WebP": "A"}
     assert [row.codec for row in fairness.group_rows(group_records(), ["JPEG"])] == ["JPEG"] * 3
+
+
+def test_groups_are_compared_at_the_same_ages() -> None:
+    of_age, of_group = {"20-29": 0.2, "50-59": 0.3}, {"A": 0.0, "B": 0.02}
+    counts = {("A", "20-29"): 9, ("A", "50-59"): 1, ("B", "20-29"): 3, ("B", "50-59"): 7}
+    records = [
+        record("JPEG", of_group[race] + of_age[age], race=race, gender="F", age=age)
+        for (race, age), count in counts.items()
+        for _ in range(count)
+    ]
+    records.append(record("JPEG", race="B", gender="F", age="50-59", face="none"))
+    everyone, first, second = fairness.group_rows(records, ["JPEG"])
+    assert first.ratio == pytest.approx(0.21 / 0.25) and second.ratio == pytest.approx(0.29 / 0.25)
+    # 12 of 20 faces are young
+    assert everyone.same_ages == 1
+    assert first.same_ages == pytest.approx(0.24 / 0.25)
+    assert second.same_ages == pytest.approx(0.26 / 0.25)
+    unknown = [*records, record("JPEG", 0.3, race="B", gender="F")]
+    assert all(math.isnan(row.same_ages) for row in fairness.group_rows(unknown, ["JPEG"]))
 
 
 def test_groups_keep_to_their_target() -> None:
