@@ -24,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 PREFIX = "gradient/"  # of every name that is added
 WANTED, OF = "prompt", "bands"
 NOISE = "x_t"  # zero: encoders follow the posterior mean
-PICKS = ("Gather", "Slice")
+ROUNDINGS = ("QuantizeLinear", "DequantizeLinear")
 SILENT = ("Clip",)  # the student's grid, in small steps, moves no error
 
 
@@ -52,7 +52,10 @@ class Adjoint:
         self.reached = {wanted}  # tensors that the wanted input has a part in
         zeros = {zero}
         for node in self.graph.node:
-            if node.op_type in PICKS and node.input[0] in zeros:
+            keeps_zero = node.op_type in ROUNDINGS or (
+                node.op_type == "Conv" and len(node.input) == 2  # no bias
+            )
+            if keeps_zero and node.input[0] in zeros:
                 zeros.update(node.output)
             nothing = node.op_type in silent or (node.op_type == "Mul" and zeros & set(node.input))
             if self.reached & set(node.input) and not nothing:

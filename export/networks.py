@@ -204,6 +204,8 @@ QUANTISED = {
     "g_s.b4": False,
     "g_s.high": False,
     "g_s.texture": False,
+    "g_s.amounts": False,
+    "g_s.noise": False,
     "g_s.grain": False,
 }
 
@@ -302,15 +304,17 @@ class Degrid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         pixels, window, bands = grid_weights()
-        self.pixels = FixedConv2d(pixels, padding=0)
+        # engines pick channels faster so than by their numbers
+        self.grey = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]).transpose(0, 1))
+        self.pixels = FixedConv2d(pixels)
         # one more for the blocks at the border, of which the smooth part is not known
         self.mean = FixedConv2d(window, padding=window.shape[2] // 2 + 1, groups=len(GREY))
-        self.bands = FixedConv2d(bands, padding=0)
+        self.bands = FixedConv2d(bands)
 
     def forward(self, bands: Tensor) -> Tensor:
         """The same shape, float32; never more than GRID_LIMIT of a pixel."""
         with torch.autocast(bands.device.type, enabled=False):
-            pixels = self.pixels(bands.float()[:, GREY]).clamp(-1, 1)
+            pixels = self.pixels(self.grey(bands.float())).clamp(-1, 1)
             found: Tensor = self.bands(self.mean(pixels))
         return found
 
@@ -371,7 +375,12 @@ class Student(nn.Module):
         # how much of each texture there is at a place, and the filters that make them of noise
         self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
         self.grain = FixedConv2d(texture_weight(), padding=1)
-        self.spread = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]), padding=0)
+        self.spread = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]))
+        # the noise of grey's high bands once for each texture, and how much of it there is
+        noise = self.spread.weight.transpose(0, 1)[1:]
+        self.noise = FixedConv2d(noise.repeat(TEXTURES, 1, 1, 1))
+        amounts = torch.eye(TEXTURES)[:, :, None, None]
+        self.amounts = FixedConv2d(amounts.repeat_interleave(len(noise), 0))
         self.degrid = Degrid()
         self.register_load_state_dict_pre_hook(_without_texture)
 
@@ -419,8 +428,7 @@ class Student(nn.Module):
         low = modulate(h, next(films))
         h = F.relu(modulate(h, next(films)))
         high = self.high(h)
-        noise = x_t[:, GREY[1:]]
-        grain = self.grain(torch.cat([much * noise for much in self.texture(h).split(1, 1)], 1))
+        grain = self.grain(self.amounts(self.texture(h)) * self.noise(x_t))
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low.float()(F.relu(low).float())
@@ -433,7 +441,7 @@ def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *
     """Let a Student load a checkpoint of before it had textures, or these: it draws none then."""
     for name, value in module.state_dict().items():
         key = f"{prefix}{name}"
-        of_textures = name.startswith(("texture.", "grain."))
+        of_textures = name.startswith(("texture.", "amounts.", "noise.", "grain."))
         if of_textures and (key not in state or state[key].shape != value.shape):
             state[key] = torch.zeros_like(value)
 

@@ -128,23 +128,27 @@ class _Surgeon:
         return helper.make_node("DequantizeLinear", [quantised, scale, zero], [name], axis=0)
 
     def convolution(self, index: int, node: onnx.NodeProto, layer: QuantisedConv2d) -> None:
-        source, weight, bias = node.input
+        source, weight, *bias = node.input
         before = self.before.setdefault(index, [])
         step = float(layer.input.step().detach())
         key = (source, step)
         if key not in self.known:
             self.known[key] = f"{node.output[0]}_in"
             before += self.around(source, self.known[key], layer.input)
-        biases = numpy_helper.to_array(self.initialisers[bias])
-        # a channel whose weights are zero, or next to it, must still hold its bias
-        steps = np.maximum(layer.weight_step().numpy(), np.abs(biases) / (step * 2**30))
+        steps = layer.weight_step().numpy()
+        if bias:
+            biases = numpy_helper.to_array(self.initialisers[bias[0]])
+            # a channel whose weights are zero, or next to it, must still hold its bias
+            steps = np.maximum(steps, np.abs(biases) / (step * 2**30))
         values = numpy_helper.to_array(self.initialisers[weight])
         rounded = np.rint(values / steps[:, None, None, None]).astype(np.int8)
         before.append(self.dequantised(f"{weight}_int8", rounded, steps))
-        of_bias = steps.astype(np.float64) * step
-        whole = np.rint(biases / of_bias).astype(np.int32)
-        before.append(self.dequantised(f"{bias}_int32", whole, of_bias))
-        node.input[:] = [self.known[key], f"{weight}_int8", f"{bias}_int32"]
+        node.input[:] = [self.known[key], f"{weight}_int8"]
+        if bias:
+            of_bias = steps.astype(np.float64) * step
+            whole = np.rint(biases / of_bias).astype(np.int32)
+            before.append(self.dequantised(f"{bias[0]}_int32", whole, of_bias))
+            node.input.append(f"{bias[0]}_int32")
         if layer.output is not None:
             name = node.output[0]
             node.output[0] = f"{name}_raw"

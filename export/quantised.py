@@ -60,13 +60,12 @@ class ActivationQuantiser(nn.Module):
 class FixedConv2d(nn.Conv2d):
     """A convolution whose weights [Cout, Cin / groups, k, k] are given, not learnt, not kept."""
 
-    def __init__(self, weight: Tensor, padding: int, groups: int = 1) -> None:
+    def __init__(self, weight: Tensor, padding: int = 0, groups: int = 1) -> None:
         cout, cin, *kernel = weight.shape
         size: tuple[int, int] = tuple(kernel)  # type: ignore[assignment]
-        super().__init__(cin * groups, cout, size, padding=padding, groups=groups)
-        del self.weight, self.bias
+        super().__init__(cin * groups, cout, size, padding=padding, groups=groups, bias=False)
+        del self.weight
         self.register_buffer("weight", weight, persistent=False)
-        self.register_buffer("bias", torch.zeros(cout), persistent=False)
 
 
 class QuantisedConv2d(nn.Module):
@@ -74,13 +73,13 @@ class QuantisedConv2d(nn.Module):
 
     def __init__(self, plain: nn.Conv2d, *, output: bool) -> None:
         super().__init__()
-        if plain.bias is None:
+        if isinstance(plain, FixedConv2d):
+            self.register_buffer("weight", plain.weight, persistent=False)
+            self.bias = None
+        elif plain.bias is None:
             raise ValueError("a quantised convolution has a bias")
-        for name, value in (("weight", plain.weight), ("bias", plain.bias)):
-            if isinstance(value, nn.Parameter):
-                self.register_parameter(name, value)
-            else:  # of a FixedConv2d
-                self.register_buffer(name, value, persistent=False)
+        else:
+            self.weight, self.bias = plain.weight, plain.bias
         self.stride, self.padding = plain.stride, plain.padding
         self.input = ActivationQuantiser()
         self.output = ActivationQuantiser() if output else None
@@ -109,7 +108,8 @@ class QuantisedConv2d(nn.Module):
     def plain(self) -> nn.Conv2d:
         """A convolution with the rounded weights, for export."""
         cout, cin, *kernel = self.weight.shape
-        found = nn.Conv2d(cin, cout, tuple(kernel), self.stride, self.padding)  # type: ignore[arg-type]
+        has_bias = self.bias is not None
+        found = nn.Conv2d(cin, cout, tuple(kernel), self.stride, self.padding, bias=has_bias)  # type: ignore[arg-type]
         with torch.no_grad():
             found.weight.copy_(self.rounded_weight())
             if found.bias is not None:

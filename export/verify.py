@@ -90,6 +90,9 @@ def graph_inputs(codec: Codec, height: int, width: int) -> tuple[Arrays, Arrays,
     # far enough from what is decoded for the roundings to be small beside the error
     away = rng.standard_normal(bands.shape).astype(np.float32) * band_scale().numpy()
     gradient = {**synthesis, "target": bands.numpy() + away, "weight": weight}
+    # what encoders follow is the posterior mean
+    gradient |= {name: np.zeros_like(synthesis[name]) for name in ("x_t", "realism")}
+    gradient["t"] = np.ones(1, np.float32)
     return {"bands": bands.numpy()}, synthesis, gradient
 
 

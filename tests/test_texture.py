@@ -121,7 +121,7 @@ def test_what_is_no_grid_stays(kind: str, moved: float) -> None:
 def test_the_student_has_neither_grid_nor_texture_until_it_learns_them() -> None:
     student = small_codec().g_s
     state = dict(student.state_dict())
-    given = ("degrid", "spread", "grain.weight")
+    given = ("degrid", "spread", "noise.", "amounts", "grain.weight")
     assert not any(key.startswith(given) for key in state)  # what is given is not kept
     state["texture.weight"], state["texture.bias"] = torch.ones(45, 16, 1, 1), torch.ones(45)
     student.load_state_dict(state)  # of when each band had noise of its own
