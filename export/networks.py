@@ -8,6 +8,7 @@ attention: the graphs quantise well and any engine runs them.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyModel, enlarge
 from export.precision import mixed_precision
 from export.quantised import FixedConv2d, SplitConv2d, quantise_convolutions
-from export.texture import GRID_LIMIT, TEXTURES, grid_filter, grid_window, texture_filters
+from export.texture import (
+    GRID,
+    GRID_LIMIT,
+    TEXTURES,
+    grid_filter,
+    grid_gain,
+    grid_window,
+    texture_filters,
+)
 
 # Orthonormal opponent transform of RGB: rows c0 (grey), c1 (red - blue), c2 (green against both).
 OPPONENT = torch.tensor(
@@ -127,17 +136,24 @@ def texture_weight() -> Tensor:
 def grid_weights() -> tuple[Tensor, Tensor, Tensor]:
     """The convolutions of `Degrid`, of grey's bands in units of their deviations.
 
-    [16, 16, 3, 3] to the 16 pixels of a block less the smooth part of the picture, in units of
-    GRID_LIMIT; [16, 1, 7, 7], each by itself, to means over blocks; [48, 16, 1, 1] to bands.
+    [64, 16, 4, 4], by steps of 2, to the pixels of a block of GRID less the smooth part of the
+    picture, in units of GRID_LIMIT; [64, 1, 7, 7], each by itself, to means over blocks;
+    [64, 64, 1, 1] to the bands of its four positions, in the order of `F.pixel_shuffle`.
     """
     scale = band_scale()[:, GREY]
     unit = 127.5 / math.sqrt(3) / GRID_LIMIT  # of c0
+    # the filter's answers to each band, in 12x12 pixels; the blocks of GRID that meet them
     rough = F.conv2d(_greys_of_bands(), torch.from_numpy(grid_filter())[None, None], padding="same")
-    pixels = _weight_of(F.pixel_unshuffle(rough, 4)) * scale * unit
-    window = torch.from_numpy(grid_window()).expand(len(GREY), 1, -1, -1).contiguous()
-    one = torch.eye(len(GREY)) - 1 / len(GREY)  # what differs within a block
-    bands = -_bands_of_greys(F.pixel_shuffle(one[:, :, None, None], 4)) / scale / unit
-    return pixels, window, _places(bands.transpose(0, 1))
+    rough = F.pad(rough[..., 4:16, 4:16], [4, 8, 4, 8])
+    pixels = torch.zeros(GRID**2, len(GREY), 4, 4)
+    for row, column in itertools.product(range(4), repeat=2):
+        # the block that has the band at (row, column) of the 4x4 that its pixels are told by
+        y, x = 4 * (3 - row), 4 * (3 - column)
+        pixels[:, :, row, column] = rough[:, 0, y : y + GRID, x : x + GRID].flatten(1).T
+    window = torch.from_numpy(grid_window()).expand(GRID**2, 1, -1, -1).contiguous()
+    gain = torch.from_numpy(grid_gain()).T.view(GRID**2, 1, GRID, GRID)
+    bands = -_bands_of_greys(gain) / scale / unit  # [64, 16, 2, 2]
+    return pixels * scale * unit, window, bands.flatten(1).T[:, :, None, None].contiguous()
 
 
 def _places(weight: Tensor) -> Tensor:
@@ -296,9 +312,10 @@ class Analysis(nn.Module):
 
 
 class Degrid(nn.Module):
-    """What takes the grid off bands [B, 48, h, w], in units of their deviations: is to be added.
+    """What takes the grid off: bands [B, 48, h, w], in units of their deviations, h and w even.
 
-    It is the same in all blocks around a place, and differs within a block; see `texture`.
+    Gives what is to be added to the bands of grey, [B, 16, h, w]. It is the same in all blocks
+    around a place, and differs within a block; see `texture`.
     """
 
     def __init__(self) -> None:
@@ -306,17 +323,18 @@ class Degrid(nn.Module):
         pixels, window, bands = grid_weights()
         # engines pick channels faster so than by their numbers
         self.grey = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]).transpose(0, 1))
-        self.pixels = FixedConv2d(pixels)
+        self.pixels = FixedConv2d(pixels, stride=2)
         # one more for the blocks at the border, of which the smooth part is not known
-        self.mean = FixedConv2d(window, padding=window.shape[2] // 2 + 1, groups=len(GREY))
+        self.mean = FixedConv2d(window, padding=window.shape[2] // 2 + 1, groups=GRID**2)
         self.bands = FixedConv2d(bands)
 
     def forward(self, bands: Tensor) -> Tensor:
-        """The same shape, float32; never more than GRID_LIMIT of a pixel."""
+        """Float32."""
         with torch.autocast(bands.device.type, enabled=False):
-            pixels = self.pixels(self.grey(bands.float())).clamp(-1, 1)
-            found: Tensor = self.bands(self.mean(pixels))
-        return found
+            pixels = self.pixels(self.grey(bands.float())[:, :, 1:-1, 1:-1])
+            # as it is up to the limit, falling to nothing at twice of it: an edge has no say
+            weak = 2 * pixels.clamp(-1, 1) - pixels.clamp(-2, 2)
+            return F.pixel_shuffle(self.bands(self.mean(weak)), 2)
 
 
 class Student(nn.Module):
@@ -432,9 +450,9 @@ class Student(nn.Module):
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low.float()(F.relu(low).float())
-            spread = self.spread(grain.float())
-        bands = torch.cat([low, high.float()], 1)
-        return (bands + self.degrid(bands) + spread) * self.scale
+            bands = torch.cat([low, high.float()], 1)
+            of_grey = self.spread(grain.float() + self.degrid(bands))
+        return (bands + of_grey) * self.scale
 
 
 def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

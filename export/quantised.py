@@ -60,10 +60,10 @@ class ActivationQuantiser(nn.Module):
 class FixedConv2d(nn.Conv2d):
     """A convolution whose weights [Cout, Cin / groups, k, k] are given, not learnt, not kept."""
 
-    def __init__(self, weight: Tensor, padding: int = 0, groups: int = 1) -> None:
+    def __init__(self, weight: Tensor, padding: int = 0, stride: int = 1, groups: int = 1) -> None:
         cout, cin, *kernel = weight.shape
         size: tuple[int, int] = tuple(kernel)  # type: ignore[assignment]
-        super().__init__(cin * groups, cout, size, padding=padding, groups=groups, bias=False)
+        super().__init__(cin * groups, cout, size, stride, padding, groups=groups, bias=False)
         del self.weight
         self.register_buffer("weight", weight, persistent=False)
 
