@@ -22,9 +22,12 @@ from export.integer_entropy import NUM_Q, PRICE, Coded, EntropyConfig, EntropyMo
 from export.precision import mixed_precision
 from export.quantised import FixedConv2d, SplitConv2d, quantise_convolutions
 from export.texture import (
+    COARSE,
     GRID,
     GRID_LIMIT,
     TEXTURES,
+    between,
+    coarse_gain,
     grid_filter,
     grid_gain,
     grid_window,
@@ -132,16 +135,19 @@ def texture_weight() -> Tensor:
     return _weight_of(bands)
 
 
-@functools.cache
-def grid_weights() -> tuple[Tensor, Tensor, Tensor]:
-    """The convolutions of `Degrid`, of grey's bands in units of their deviations.
+def _grid_unit(band: int) -> float:
+    """Grey levels of a 1 in a band, in its deviations, as a share of GRID_LIMIT."""
+    return float(band_scale()[0, band]) * 127.5 / math.sqrt(3) / GRID_LIMIT
 
-    [64, 16, 4, 4], by steps of 2, to the pixels of a block of GRID less the smooth part of the
-    picture, in units of GRID_LIMIT; [64, 1, 7, 7], each by itself, to means over blocks;
-    [64, 64, 1, 1] to the bands of its four positions, in the order of `F.pixel_shuffle`.
+
+@functools.cache
+def grid_weights() -> tuple[Tensor, Tensor]:
+    """To and from the pixels of a block of GRID, of grey's bands in units of their deviations.
+
+    [64, 16, 4, 4], by steps of 2: less the smooth part of the picture, in units of GRID_LIMIT;
+    [64, 64, 1, 1] to the bands of four positions, negative, in the order of `F.pixel_shuffle`.
     """
-    scale = band_scale()[:, GREY]
-    unit = 127.5 / math.sqrt(3) / GRID_LIMIT  # of c0
+    units = torch.tensor([_grid_unit(band) for band in GREY])[:, None, None]
     # the filter's answers to each band, in 12x12 pixels; the blocks of GRID that meet them
     rough = F.conv2d(_greys_of_bands(), torch.from_numpy(grid_filter())[None, None], padding="same")
     rough = F.pad(rough[..., 4:16, 4:16], [4, 8, 4, 8])
@@ -150,10 +156,26 @@ def grid_weights() -> tuple[Tensor, Tensor, Tensor]:
         # the block that has the band at (row, column) of the 4x4 that its pixels are told by
         y, x = 4 * (3 - row), 4 * (3 - column)
         pixels[:, :, row, column] = rough[:, 0, y : y + GRID, x : x + GRID].flatten(1).T
-    window = torch.from_numpy(grid_window()).expand(GRID**2, 1, -1, -1).contiguous()
     gain = torch.from_numpy(grid_gain()).T.view(GRID**2, 1, GRID, GRID)
-    bands = -_bands_of_greys(gain) / scale / unit  # [64, 16, 2, 2]
-    return pixels * scale * unit, window, bands.flatten(1).T[:, :, None, None].contiguous()
+    bands = -_bands_of_greys(gain) / units  # [64, 16, 2, 2]
+    return pixels * units, bands.flatten(1).T[:, :, None, None].contiguous()
+
+
+@functools.cache
+def coarse_weights() -> tuple[Tensor, Tensor, Tensor]:
+    """The same for COARSE x COARSE coefficients of grey's ll2, which are pixels in their turn.
+
+    [16, 1, 12, 12], by steps of 4; [16, 16, 1, 1] to coefficients, negative; [16, 1, 3, 3] to all
+    of grey's bands, of what lies between them.
+    """
+    unit = _grid_unit(0) / 4  # a block of 1 has an ll2 of 4
+    kernel = torch.from_numpy(grid_filter())
+    pixels = torch.zeros(COARSE**2, 1, 12, 12)
+    for row, column in itertools.product(range(COARSE), repeat=2):
+        pixels[COARSE * row + column, 0, row : row + 9, column : column + 9] = kernel * unit
+    gain = -torch.from_numpy(coarse_gain())[:, :, None, None] / unit
+    drawn = F.pad(torch.from_numpy(between())[None, None], [4] * 4) * (band_scale()[0, 0] / 4)
+    return pixels, gain, _weight_of(_bands_of_greys(drawn) / band_scale()[:, GREY])
 
 
 def _places(weight: Tensor) -> Tensor:
@@ -312,29 +334,48 @@ class Analysis(nn.Module):
 
 
 class Degrid(nn.Module):
-    """What takes the grid off: bands [B, 48, h, w], in units of their deviations, h and w even.
+    """What takes the grid off: bands [B, 48, h, w], in units of their deviations.
 
-    Gives what is to be added to the bands of grey, [B, 16, h, w]. It is the same in all blocks
-    around a place, and differs within a block; see `texture`.
+    h, w: multiples of 4. Gives what is to be added to the bands of grey, [B, 16, h, w]. It is the
+    same in all blocks around a place, and differs within a block; see `texture`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        pixels, window, bands = grid_weights()
         # engines pick channels faster so than by their numbers
-        self.grey = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]).transpose(0, 1))
-        self.pixels = FixedConv2d(pixels, stride=2)
-        # one more for the blocks at the border, of which the smooth part is not known
-        self.mean = FixedConv2d(window, padding=window.shape[2] // 2 + 1, groups=GRID**2)
-        self.bands = FixedConv2d(bands)
+        pick = _places(torch.eye(len(GREY))[:, :, None, None]).transpose(0, 1)
+        self.grey, self.ll2 = FixedConv2d(pick), FixedConv2d(pick[:1])
+        pixels, bands = grid_weights()
+        self.pixels, self.bands = FixedConv2d(pixels, stride=2), FixedConv2d(bands)
+        pixels, gain, lines = coarse_weights()
+        self.coarse_pixels = FixedConv2d(pixels, stride=COARSE)
+        self.coarse_gain, self.between = FixedConv2d(gain), FixedConv2d(lines, padding=1)
+        self.mean, self.coarse_mean = _block_mean(GRID**2), _block_mean(COARSE**2)
 
     def forward(self, bands: Tensor) -> Tensor:
         """Float32."""
         with torch.autocast(bands.device.type, enabled=False):
-            pixels = self.pixels(self.grey(bands.float())[:, :, 1:-1, 1:-1])
-            # as it is up to the limit, falling to nothing at twice of it: an edge has no say
-            weak = 2 * pixels.clamp(-1, 1) - pixels.clamp(-2, 2)
-            return F.pixel_shuffle(self.bands(self.mean(weak)), 2)
+            bands = bands.float()
+            grey, ll2 = _beyond(self.grey(bands), 1), _beyond(self.ll2(bands), COARSE)
+            fine = self.bands(self.mean(_weak(self.pixels(grey))))
+            coarse = self.coarse_mean(_weak(self.coarse_pixels(ll2)))
+            lines = self.between(F.pixel_shuffle(self.coarse_gain(coarse), COARSE))
+            return F.pixel_shuffle(fine, 2) + lines  # type: ignore[no-any-return]
+
+
+def _block_mean(channels: int) -> FixedConv2d:
+    window = torch.from_numpy(grid_window()).expand(channels, 1, -1, -1).contiguous()
+    return FixedConv2d(window, padding=window.shape[2] // 2, groups=channels)
+
+
+def _beyond(x: Tensor, blocks: int) -> Tensor:
+    """With the outermost blocks repeated beyond the border."""
+    return F.pad(x, [blocks] * 4, mode="replicate")
+
+
+def _weak(x: Tensor) -> Tensor:
+    """As it is up to 1, falling to nothing at 2: an edge has no say."""
+    return 2 * x.clamp(-1, 1) - x.clamp(-2, 2)
 
 
 class Student(nn.Module):

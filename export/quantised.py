@@ -112,7 +112,7 @@ class QuantisedConv2d(nn.Module):
         found = nn.Conv2d(cin, cout, tuple(kernel), self.stride, self.padding, bias=has_bias)  # type: ignore[arg-type]
         with torch.no_grad():
             found.weight.copy_(self.rounded_weight())
-            if found.bias is not None:
+            if found.bias is not None and self.bias is not None:
                 found.bias.copy_(self.bias)
         return found
 

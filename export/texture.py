@@ -6,9 +6,9 @@ and the eye sees a weave of 4 pixels. So white noise is filtered as a picture wo
 student says how much of each texture there is at every place.
 
 And where a network of bands is to give a smooth picture, what it gets wrong it gets wrong in every
-block alike: lines 4 pixels apart, and 8 where it works at H/8. They are a mean over blocks of what
-differs within a block, which photographs do not have, and are taken off (`grid_filter`,
-`grid_window`, `grid_gain`).
+block alike: lines 4 pixels apart, 8 where it works at H/8, and 16. They are a mean over blocks of
+what differs within a block, which photographs do not have, and are taken off (`grid_filter`,
+`grid_window`, `grid_gain`): those of up to 8 pixels from pixels, those of 16 from ll2.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _WIDTH = 0.4  # of an octave: standard deviation of the logarithm of its frequen
 _SIZE = 64  # of the plane of frequencies that they are drawn in
 
 GRID = 8  # pixels, after which it begins again
+COARSE = 4  # coefficients of ll2, after which the coarse grid does
 GRID_LIMIT = 2.0  # grey levels: what differs by more is an edge, and no part of a grid
 _GRID_BLUR = 1.75  # pixels: what is smoother is no part of it either
 _GRID_BLOCKS = 7  # to a side, that the mean is of
@@ -38,19 +39,47 @@ def grid_filter() -> NDArray[np.float32]:
     return (-blur).astype(np.float32)
 
 
-def grid_gain() -> NDArray[np.float32]:
-    """What undoes `grid_filter` in a grid, [GRID^2, GRID^2], pixels of a block as rows of it.
+def _response(kernel: NDArray[np.floating], size: int) -> NDArray[np.float64]:
+    """What a symmetric kernel multiplies each frequency of a grid with, [size, size].
 
-    A grid repeats, so that the filter multiplies each of its frequencies. Its mean is no grid: 0.
+    A grid repeats, so that filters multiply its frequencies, of which there are as many as pixels.
     """
-    index = np.arange(-REACH, REACH + 1) % GRID
-    wrapped = np.zeros((GRID, GRID))
-    np.add.at(wrapped, np.ix_(index, index), grid_filter())
-    response = np.fft.fft2(wrapped).real
-    response[0, 0] = np.inf
-    units = np.eye(GRID**2).reshape(-1, GRID, GRID)
+    index = (np.arange(len(kernel)) - len(kernel) // 2) % size
+    wrapped = np.zeros((size, size))
+    np.add.at(wrapped, np.ix_(index, index), kernel)
+    return np.fft.fft2(wrapped).real
+
+
+def _undoing(response: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The matrix [N, N] that undoes a response in a grid of N pixels, row by row."""
+    size = len(response)
+    units = np.eye(size**2).reshape(-1, size, size)
     undone = np.fft.ifft2(np.fft.fft2(units) / response).real
-    return undone.reshape(GRID**2, -1).T.astype(np.float32)
+    return undone.reshape(size**2, -1).T.astype(np.float32)
+
+
+def grid_gain() -> NDArray[np.float32]:
+    """What undoes `grid_filter` in a grid, [GRID^2, GRID^2]. Its mean is no grid: 0."""
+    response = _response(grid_filter(), GRID)
+    response[0, 0] = np.inf
+    return _undoing(response)
+
+
+def coarse_gain() -> NDArray[np.float32]:
+    """The same for ll2, [COARSE^2, COARSE^2], and for means of what `between` draws.
+
+    Nothing is left of what begins again after GRID pixels already.
+    """
+    means = between().reshape(3, REACH, 3, REACH).mean((1, 3))
+    response = _response(grid_filter(), COARSE) * _response(means, COARSE)
+    response[::2, ::2] = np.inf
+    return _undoing(response)
+
+
+def between() -> NDArray[np.float32]:
+    """What is drawn of a coefficient that lies between its neighbours, [12, 12] pixels: linear."""
+    along = np.maximum(1 - np.abs(np.arange(3 * REACH) - 1.5 * REACH + 0.5) / REACH, 0)
+    return np.outer(along, along).astype(np.float32)
 
 
 def grid_window() -> NDArray[np.float32]:

@@ -106,7 +106,7 @@ def test_the_convolution_of_bands_takes_the_smooth_part_off() -> None:
     grey = torch.rand(1, 1, 64, 64)
     bands = split_bands((grey * OPPONENT[0].view(1, 3, 1, 1) + 1) * 127.5) / band_scale()
     degrid = Degrid()
-    found = degrid.pixels(degrid.grey(bands)[:, :, 1:-1, 1:-1])
+    found = degrid.pixels(degrid.grey(bands)[..., 1:-1, 1:-1])
     rough = F.conv2d(grey, torch.from_numpy(grid_filter())[None, None], padding=4)
     of_blocks = F.pixel_unshuffle(rough, GRID)[..., 1:-1, 1:-1]
     expected = of_blocks * 127.5 / math.sqrt(3) / GRID_LIMIT
@@ -120,8 +120,26 @@ def test_a_grid_is_taken_off(period: int) -> None:
     block = torch.rand(period, period)
     block -= block.mean()
     grid = block.repeat(SIDE // period, SIDE // period)
-    away = (without_grid(smooth + grid) - smooth)[..., 40:-40, 40:-40]
+    away = (without_grid(smooth + grid) - smooth)[..., 80:-80, 80:-80]
     assert away.abs().max() < 0.05 * grid.abs().max()
+
+
+def test_lines_16_pixels_apart_are_taken_off() -> None:
+    """A hatching, as the coarsest part of a network may leave it, and any other grid of ll2."""
+    torch.manual_seed(0)
+    smooth = (120 + 20 * torch.linspace(-1, 1, 512))[:, None].expand(1, 3, 512, 512)
+    any_other = torch.rand(4, 4)
+    diagonal = torch.tensor([[1.0, 0, -1, 0], [0, -1, 0, 1], [-1, 0, 1, 0], [0, 1, 0, -1]])
+    for block in (diagonal, any_other - any_other.mean()):
+        lines = F.interpolate(block.repeat(1, 1, 32, 32), scale_factor=4.0, mode="bilinear")
+        away = (without_grid(smooth + lines) - smooth)[..., 128:-128, 128:-128]
+        assert away.abs().max() < 0.01 * lines.abs().max()
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_the_smallest_pictures_have_grids(size: int) -> None:
+    image = torch.full((1, 3, size, size), 90.0)
+    assert (without_grid(image) - image).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -137,7 +155,8 @@ def test_what_is_no_grid_stays(kind: str, moved: float) -> None:
         "edge": (60 + 120 * (across[:, None] + 0.37 * across > 0.6)).float(),
     }[kind].expand(1, 3, SIDE, SIDE)
     away = without_grid(image) - image
-    assert float(away.square().mean().sqrt()) < moved
+    assert float(away[..., 80:-80, 80:-80].square().mean().sqrt()) < moved
+    assert float(away.square().mean().sqrt()) < max(moved, 0.25)  # what is beyond is not known
     assert float(away.abs().max()) < GRID_LIMIT
 
 
