@@ -68,7 +68,7 @@ MEASUREMENTS = {
     "val-700": Measurement(
         "fairness", f"--split val {_BYTES} --peers none --codecs '{OURS_FAITHFUL}'"
     ),
-    # where WebP's files are as far away as ours of 300 and 500 bytes: what groups owe to dlib
+    # where WebP's files are as far away as ours of 500 and 1000 bytes: what groups owe to dlib
     "val-700-webp": Measurement(
         "fairness", "--split val --size 256 --bytes 1300,2000 --peers WebP --codecs WebP"
     ),
