@@ -163,7 +163,8 @@ def verdict_line(rows: Sequence[GroupRow], targets: Mapping[str, Target]) -> str
 
 
 def table(rows: Sequence[GroupRow]) -> list[dict[str, object]]:
-    """The rows as they are shown."""
+    """The rows as they are shown; without a column for ages where there are none."""
+    aged = not all(math.isnan(row.same_ages) for row in rows)
     return [
         {
             "budget": row.budget,
@@ -172,7 +173,7 @@ def table(rows: Sequence[GroupRow]) -> list[dict[str, object]]:
             "gender": row.gender,
             "dlib distance": f"{row.identity:.3f}",
             "over everyone's": f"{row.ratio:.2f}x",
-            "at everyone's ages": f"{row.same_ages:.2f}x",
+            **({"at everyone's ages": f"{row.same_ages:.2f}x"} if aged else {}),
             f"distance >= {SAME_PERSON}": f"{row.not_same} of {row.faces}",
             "PSNR": f"{row.psnr:.2f} dB",
         }

@@ -178,9 +178,12 @@ def coarse_weights() -> tuple[Tensor, Tensor, Tensor]:
     return pixels, gain, _weight_of(_bands_of_greys(drawn) / band_scale()[:, GREY])
 
 
-def _places(weight: Tensor) -> Tensor:
-    """A weight to grey's bands [16, Cin, 1, 1] as one to all of them, [48, Cin, 1, 1]."""
-    return torch.zeros(NUM_BANDS, *weight.shape[1:]).index_copy(0, torch.tensor(GREY), weight)
+def _grey_places() -> Tensor:
+    """A weight that puts grey's bands among all, [48, 16, 1, 1]; transposed, it picks them.
+
+    Engines pick channels faster so than by their numbers.
+    """
+    return torch.eye(NUM_BANDS)[:, GREY, None, None]
 
 
 def conv(cin: int, cout: int, kernel: int, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
@@ -342,8 +345,7 @@ class Degrid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        # engines pick channels faster so than by their numbers
-        pick = _places(torch.eye(len(GREY))[:, :, None, None]).transpose(0, 1)
+        pick = _grey_places().transpose(0, 1)
         self.grey, self.ll2 = FixedConv2d(pick), FixedConv2d(pick[:1])
         pixels, bands = grid_weights()
         self.pixels, self.bands = FixedConv2d(pixels, stride=2), FixedConv2d(bands)
@@ -434,7 +436,7 @@ class Student(nn.Module):
         # how much of each texture there is at a place, and the filters that make them of noise
         self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
         self.grain = FixedConv2d(texture_weight(), padding=1)
-        self.spread = FixedConv2d(_places(torch.eye(len(GREY))[:, :, None, None]))
+        self.spread = FixedConv2d(_grey_places())
         # the noise of grey's high bands once for each texture, and how much of it there is
         noise = self.spread.weight.transpose(0, 1)[1:]
         self.noise = FixedConv2d(noise.repeat(TEXTURES, 1, 1, 1))

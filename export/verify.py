@@ -59,9 +59,8 @@ class Gradient(nn.Module):
         *others, target, weight = inputs
         prompt = prompt.detach().requires_grad_()
         degrid = self.synthesis.codec.g_s.degrid  # passes no gradient; `export.gradient.SILENT`
-        still = degrid.register_forward_hook(lambda _, inputs, found: found.detach())
-        bands = self.synthesis(prompt, *others)
-        still.remove()
+        with degrid.register_forward_hook(lambda _, inputs, found: found.detach()):
+            bands = self.synthesis(prompt, *others)
         error = (weight * (bands - target).square()).sum()
         (gradient,) = torch.autograd.grad(error, prompt)
         return bands.detach(), error.detach(), gradient

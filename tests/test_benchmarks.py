@@ -702,8 +702,11 @@ def test_groups_are_compared_at_the_same_ages() -> None:
     assert everyone.same_ages == 1
     assert first.same_ages == pytest.approx(0.24 / 0.25)
     assert second.same_ages == pytest.approx(0.26 / 0.25)
+    assert fairness.table([first])[0]["at everyone's ages"] == "0.96x"
     unknown = [*records, record("JPEG", 0.3, race="B", gender="F")]
-    assert all(math.isnan(row.same_ages) for row in fairness.group_rows(unknown, ["JPEG"]))
+    rows = fairness.group_rows(unknown, ["JPEG"])
+    assert all(math.isnan(row.same_ages) for row in rows)
+    assert "at everyone's ages" not in fairness.table(rows)[0]
 
 
 def test_groups_keep_to_their_target() -> None:

@@ -137,7 +137,7 @@ def test_lines_16_pixels_apart_are_taken_off() -> None:
 
 
 @pytest.mark.parametrize("size", [16, 48])
-def test_the_smallest_pictures_have_grids(size: int) -> None:
+def test_the_smallest_pictures_can_lose_their_grid(size: int) -> None:
     image = torch.full((1, 3, size, size), 90.0)
     assert (without_grid(image) - image).abs().max() < 1e-3
 
@@ -160,7 +160,7 @@ def test_what_is_no_grid_stays(kind: str, moved: float) -> None:
     assert float(away.abs().max()) < GRID_LIMIT
 
 
-def test_the_student_has_neither_grid_nor_texture_until_it_learns_them() -> None:
+def test_what_is_given_is_not_kept_and_textures_of_before_are_not_read() -> None:
     student = small_codec().g_s
     state = dict(student.state_dict())
     given = ("degrid", "spread", "noise.", "amounts", "grain.weight")
