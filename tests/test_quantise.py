@@ -25,7 +25,8 @@ from export.quantised import (
     QuantisedConv2d,
     SplitConv2d,
 )
-from export.to_onnx import export_model, load_codec
+from export.restore import restored
+from export.to_onnx import GRAPHS, export_model, load_codec
 from export.train import Settings, Trainer
 from export.train_rounding import RoundingSettings, RoundingTrainer
 from export.verify import differences, synthetic_image, tolerance
@@ -323,6 +324,35 @@ def test_a_layer_that_is_not_in_the_graph_is_an_error(tmp_path: Path) -> None:
     layer = next(m for m in codec.modules() if isinstance(m, QuantisedConv2d))
     with pytest.raises(ValueError, match="the graph has no nowhere"):
         to_qdq(graph, {"nowhere": layer})
+
+
+def test_a_model_is_read_back_and_exported_as_it_was(tmp_path: Path) -> None:
+    plain, codec = calibrated()
+    with torch.no_grad():  # what starts at zero is not to look alike
+        for p in codec.parameters():
+            p.add_(0.02 * torch.randn_like(p)) if not p.any() else None
+    record = {"settings": {}, "step": 3, "images": 5, "elapsed": 7.0}
+    weights = {"model": codec.state_dict(), "ema": codec.state_dict()}
+    torch.save({**record, "config": codec.config_dict(), **weights}, tmp_path / "a.pt")
+    # the float checkpoint beside it knows what graphs do not say
+    for part in ("entropy", "residual"):
+        getattr(plain, part).load_state_dict(getattr(codec, part).state_dict())
+    for name in ("a", "b"):
+        if name == "b":
+            state = {**record, "config": plain.config_dict(), "ema": plain.state_dict()}
+            torch.save(restored(state, tmp_path / "a"), tmp_path / "b.pt")
+        read, told = load_codec(tmp_path / f"{name}.pt")
+        export_model(read, tmp_path / name, told, name="small", min_quality=0.0)
+    for name in (*GRAPHS, "entropy_model.bin"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+def test_graphs_that_are_not_int8_are_not_read_back(tmp_path: Path) -> None:
+    plain, _ = calibrated()
+    export_model(plain, tmp_path, {}, name="small", min_quality=0.0)
+    state = {"config": plain.config_dict(), "ema": plain.state_dict()}
+    with pytest.raises(ValueError, match="is not rounded in the graph"):
+        restored(state, tmp_path)
 
 
 def test_a_packed_checkpoint_keeps_the_ranges() -> None:

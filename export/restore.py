@@ -1,0 +1,179 @@
+"""Read the INT8 graphs of a model directory back into a checkpoint that training can go on from.
+
+    python -m export.restore fasdiff_edge/models/edge export/checkpoints/edge.pt RUN/checkpoint.pt
+
+The graphs hold all that an INT8 codec has, its weights as they were rounded: exported again, they
+are what they were. What they do not have, the entropy model, the residual's transform and the
+record of the training, is the float checkpoint's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from export.networks import Codec, ModelConfig, codec_from_dict
+from export.quantised import ActivationQuantiser, FixedConv2d, QuantisedConv2d
+
+_PARTS = {"analysis.onnx": "g_a.", "synthesis.onnx": "g_s."}
+
+
+class _Graph:
+    """Values and nodes of a graph by the names of tensors."""
+
+    def __init__(self, path: Path, part: str) -> None:
+        self.part = part
+        graph = onnx.load(str(path)).graph
+        self.values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        self.nodes = list(graph.node)
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.users = {name: node for node in self.nodes for name in node.input}
+
+    def value(self, name: str) -> np.ndarray:
+        """A constant, through casts and dequantisation."""
+        if name in self.values:
+            return self.values[name].astype(np.float32)
+        node = self.makers[name]
+        if node.op_type in ("Cast", "Identity"):
+            return self.value(node.input[0])
+        if node.op_type != "DequantizeLinear":
+            raise ValueError(f"{name} is not a constant")
+        values, steps, _ = (self.values[n] for n in node.input)
+        shape = [-1] + [1] * (values.ndim - 1)
+        return (values.astype(np.float64) * steps.reshape(shape)).astype(np.float32)
+
+    def step(self, name: str) -> float | None:
+        """The step of an activation that is rounded; None where it is not."""
+        node = self.makers.get(name)
+        if node is None or node.op_type != "DequantizeLinear":
+            return None
+        return float(self.values[node.input[1]])
+
+    def layer(self, name: str) -> str:
+        """The layer of the codec that a tensor of a Conv or Gemm belongs to."""
+        return f"{self.part}{name.removeprefix(f'codec.{self.part}')}"
+
+
+def _log2(step: float) -> float:
+    """The number whose power of 2 is this very float32, or the nearest there is."""
+    first = np.float32(math.log2(step))
+    near = [first]
+    for towards in (-np.inf, np.inf):
+        value = first
+        for _ in range(4):
+            value = np.nextafter(value, np.float32(towards))
+            near.append(value)
+    return float(min(near, key=lambda v: abs(float(torch.exp2(torch.tensor(v))) - step)))
+
+
+def _set_step(quantiser: ActivationQuantiser, step: float | None, name: str) -> None:
+    if step is None:
+        raise ValueError(f"{name} is not rounded in the graph")
+    quantiser.log2_step.fill_(_log2(step))
+
+
+def _convolution(graph: _Graph, node: onnx.NodeProto, layers: dict[str, nn.Module]) -> None:
+    weight = node.input[1].removesuffix("_int8")
+    if weight.endswith(".weight"):
+        name = graph.layer(weight.removesuffix(".weight"))
+    else:  # exported without its name
+        name = node.name.strip("/").removesuffix("/Conv").replace("/", ".")
+    layer = layers.get(name)
+    if layer is None or isinstance(layer, FixedConv2d):
+        return  # of the residual's transform, or given
+    if isinstance(layer, QuantisedConv2d):
+        _set_step(layer.input, graph.step(node.input[0]), name)
+        if layer.output is not None:
+            (following,) = (
+                n
+                for n in graph.nodes
+                if n.op_type == "QuantizeLinear" and n.input[0] == node.output[0]
+            )
+            _set_step(layer.output, float(graph.values[following.input[1]]), name)
+        if not isinstance(layer.weight, nn.Parameter):
+            return
+    if not isinstance(layer, nn.Conv2d | QuantisedConv2d):
+        raise ValueError(f"{name} is not rounded in the graph")
+    layer.weight.copy_(torch.from_numpy(graph.value(node.input[1])))
+    if layer.bias is not None:
+        layer.bias.copy_(torch.from_numpy(graph.value(node.input[2])))
+
+
+def _linear(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    layer.weight.copy_(torch.from_numpy(weight))
+    if bias is not None:
+        layer.bias.copy_(torch.from_numpy(bias))
+
+
+def _films(codec: Codec, weight: Tensor, bias: Tensor) -> None:
+    """What `Student.films` joins, apart again."""
+    student = codec.g_s
+    blocks = [b.film for b in (*student.b16, *student.b8, *student.b4)]
+    films = [film for film in (*blocks, student.film_low, student.film_high) if film is not None]
+    sizes = [film.out_features for film in films]
+    for film, w, b in zip(films, weight.split(sizes), bias.split(sizes), strict=True):
+        _linear(film, w.numpy(), b.numpy())
+
+
+@torch.no_grad()
+def read_graphs(codec: Codec, folder: Path) -> None:
+    """Set analysis and student of an INT8 codec to what the graphs of a model directory have.
+
+    Raises:
+      ValueError: the graphs are of another codec.
+    """
+    for file, part in _PARTS.items():
+        graph = _Graph(folder / file, part)
+        layers = {name: m for name, m in codec.named_modules() if name.startswith(part)}
+        for node in graph.nodes:
+            if node.op_type == "Conv":
+                _convolution(graph, node, layers)
+            elif node.op_type == "Gemm":
+                weight, bias = (graph.value(name) for name in node.input[1:])
+                layer = layers.get(graph.layer(node.input[1].removesuffix(".weight")))
+                if isinstance(layer, nn.Linear):
+                    _linear(layer, weight, bias)
+                else:
+                    _films(codec, torch.from_numpy(weight), torch.from_numpy(bias))
+            elif node.op_type == "MatMul":
+                _linear(codec.g_s.time, graph.value(node.input[1]).T)
+        for name, buffer in codec.named_buffers():
+            if name.startswith(part) and (known := name.removeprefix(part)) in graph.values:
+                buffer.copy_(torch.from_numpy(graph.values[known]))
+
+
+def restored(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A float checkpoint with the INT8 codec of a model directory in place of its own."""
+    codec = codec_from_dict(state["config"])
+    codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
+    config: ModelConfig = replace(codec.config, quantised=True)
+    found = Codec(config)
+    found.load_state_dict({**found.state_dict(), **codec.state_dict()})
+    read_graphs(found, folder)
+    weights = {k: v.detach().clone() for k, v in found.state_dict().items()}
+    kept = {k: v for k, v in state.items() if k not in ("muon", "adam", "best")}
+    return {**kept, "config": found.config_dict(), "model": weights, "ema": weights}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path, help="directory of INT8 graphs")
+    parser.add_argument("checkpoint", type=Path, help="of the float codec")
+    parser.add_argument("out", type=Path)
+    args = parser.parse_args()
+    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(restored(state, args.model), args.out)
+
+
+if __name__ == "__main__":
+    main()
