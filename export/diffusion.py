@@ -101,7 +101,8 @@ def noise_weights(codec: Codec) -> list[Tensor]:
     """What the student hears the noise with."""
     student = codec.g_s
     heard = [layer.weight for layer in (student.noise4, student.noise8, student.noise16)]
-    return [*heard, *student.texture.parameters()]
+    texture = student.texture
+    return [*heard, texture.weight, *([] if texture.bias is None else [texture.bias])]
 
 
 def only_student(codec: Codec) -> Codec:
@@ -147,7 +148,9 @@ def _film_weights(codec: Codec) -> list[Tensor]:
 def only_texture(codec: Codec) -> Codec:
     """The same, with nothing to train but how much of the noise each band gets."""
     codec.requires_grad_(False)
-    codec.g_s.texture.requires_grad_(True)
+    for weight in (codec.g_s.texture.weight, codec.g_s.texture.bias):
+        if weight is not None:
+            weight.requires_grad_(True)  # and no step of INT8, which `high` shares
     return codec
 
 

@@ -52,6 +52,7 @@ from export.losses import (
     PerceptualLoss,
     draw_views,
     feature_distance,
+    grain_distance,
     mean_shift,
     structural_distance,
     viewed,
@@ -131,6 +132,7 @@ class DistilSettings(RunSettings):
     identity_weight: float = 1.5  # at realism 1; two thirds of it at 0
     identity_share: float = 0.25  # of the batch
     shift_weight: float = 0.0  # of how far what is drawn has shifted as a whole; see `mean_shift`
+    grain_weight: float = 0.0  # of how much finer texture is less, or more; of sharp images alone
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
     # of the squared error and of 1 - SSIM that is left at realism 1
@@ -277,6 +279,10 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach().mean()
+            if kind.detailed and s.grain_weight:
+                fine = grain_distance(decoded[drawn], image[drawn])
+                real = real + s.grain_weight * fine
+                logs["grain"] = fine.detach().mean()
             if kind.detailed:
                 judged = hinge_generator(self.discriminator(features))
                 real = real + s.adversarial_weight * judged

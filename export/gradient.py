@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 PREFIX = "gradient/"  # of every name that is added
 WANTED, OF = "prompt", "bands"
-NOISE = "x_t"  # zero: encoders follow the posterior mean
+NOISE, TIME = "x_t", "t"  # 0 and 1: encoders follow the posterior mean, in one step
 ROUNDINGS = ("QuantizeLinear", "DequantizeLinear")
 SILENT = ("Clip",)  # the student's grid, in small steps, moves no error
 
@@ -33,7 +33,8 @@ class Adjoint:
 
     Args:
       wanted, of: names of that input and that output.
-      zero: an input that is zero wherever the gradient is asked for: what it multiplies has none.
+      zero, one: inputs that are 0 and 1 wherever the gradient is asked for. What is then multiplied
+        with nothing but zeros has none.
       silent: operators that pass no gradient.
     """
 
@@ -43,6 +44,7 @@ class Adjoint:
         wanted: str = WANTED,
         of: str = OF,
         zero: str = "",
+        one: str = "",
         silent: Sequence[str] = (),
     ) -> None:
         self.graph, self.wanted, self.of = model.graph, wanted, of
@@ -50,14 +52,11 @@ class Adjoint:
         self.initialisers: list[onnx.TensorProto] = []
         self.parts: dict[str, list[str]] = {}  # contributions to the gradient of each tensor
         self.reached = {wanted}  # tensors that the wanted input has a part in
-        zeros = {zero}
+        zeros = {zero} - {""}
         for node in self.graph.node:
-            keeps_zero = node.op_type in ROUNDINGS or (
-                node.op_type == "Conv" and len(node.input) == 2  # no bias
-            )
-            if keeps_zero and node.input[0] in zeros:
+            if self._gives_zeros(node, zeros, one):
                 zeros.update(node.output)
-            nothing = node.op_type in silent or (node.op_type == "Mul" and zeros & set(node.input))
+            nothing = node.op_type in silent or bool(zeros & set(node.output))
             if self.reached & set(node.input) and not nothing:
                 self.reached.update(node.output)
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
@@ -80,6 +79,27 @@ class Adjoint:
             "QuantizeLinear": self._as_it_is,
             "Relu": self._relu,
         }
+
+    def _gives_zeros(self, node: onnx.NodeProto, zeros: set[str], one: str) -> bool:
+        """Whether nothing but zeros comes out of a node, where these are zeros."""
+        given = [name in zeros for name in node.input]
+        if node.op_type == "Sub" and node.input[1] == one and self._is_one(node.input[0]):
+            return True
+        if node.op_type == "Mul":
+            return any(given)
+        if node.op_type in ("Add", "Sub"):
+            return all(given)
+        if node.op_type == "Conv":
+            return given[0] and len(node.input) == 2  # no bias
+        return node.op_type in (*ROUNDINGS, "Div", "Unsqueeze") and given[0]
+
+    def _is_one(self, name: str) -> bool:
+        values = [
+            n.attribute[0].t
+            for n in self.graph.node
+            if name in n.output and n.op_type == "Constant"
+        ]
+        return any(bool((numpy_helper.to_array(value) == 1).all()) for value in values)
 
     def constant(self, value: np.ndarray) -> str:
         name = f"{PREFIX}constant{len(self.initialisers)}"
@@ -192,7 +212,7 @@ def gradient_of(synthesis: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
       ValueError: it has an operator whose gradient is not known here.
     """
-    adjoint = Adjoint(synthesis, zero=NOISE, silent=SILENT)
+    adjoint = Adjoint(synthesis, zero=NOISE, one=TIME, silent=SILENT)
     difference = adjoint.node("Sub", [OF, "target"])
     weighted = adjoint.node("Mul", [difference, "weight"])
     squares = adjoint.node("Mul", [weighted, difference])

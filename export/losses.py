@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from pathlib import Path
 
 import numpy as np
@@ -138,7 +140,7 @@ def structural_distance(
     a, b = (v.mean(1, keepdim=True) * (1 / 255) for v in (image, reference))
     offset = torch.arange(11) - 5.0
     window = torch.exp(-offset.square() / (2 * 1.5**2))
-    window = (window / window.sum())[None, None, None]
+    window = window / window.sum()
     total, used = torch.zeros(len(image)), 0.0
     for scale, weight in enumerate(weights):
         if scale:
@@ -147,13 +149,64 @@ def structural_distance(
             break
         used += weight
         seen = torch.cat([a, b, a * a, b * b, a * b])
-        seen = F.conv2d(F.conv2d(seen, window), window.mT)
+        seen = _sliding(window, a.shape[2]) @ seen @ _sliding(window, a.shape[3]).mT
         mean_a, mean_b, aa, bb, ab = seen.chunk(5)
         light = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
         spread = (aa - mean_a**2).clamp(min=0) + (bb - mean_b**2).clamp(min=0) + 9e-4
         alike = light * (2 * (ab - mean_a * mean_b) + 9e-4) / spread
         total = total + weight * alike.mean((1, 2, 3))
     return 1 - total / used
+
+
+GRAIN_SIGMAS = (0.0, 0.7, 1.4)  # pixels, of blurs: each less the next is an octave
+_GRAIN_WINDOW = 12  # pixels
+_GRAIN_FLOOR, _GRAIN_LIMIT = 0.25, 5.0  # grey levels: quantisation's, and where texture is an edge
+
+
+def grain(images: Tensor) -> Tensor:
+    """How much there is of each fine octave, by place: logarithms [B, 2, h, w] of deviations.
+
+    Of grey, RGB [B, 3, H, W] on a 0..255 scale. Statistics of bands tell textures apart, whatever
+    their phases (Portilla and Simoncelli, IJCV 2000).
+    """
+    grey = images.mean(1, keepdim=True)
+    blurs = [grey if sigma == 0 else _blurred(grey, sigma) for sigma in GRAIN_SIGMAS]
+    octaves = torch.cat([a - b for a, b in itertools.pairwise(blurs)], 1)
+    power = F.avg_pool2d(octaves.square(), _GRAIN_WINDOW, _GRAIN_WINDOW // 3)
+    # evenly towards both ends, where a gradient still tells the way
+    power = (power + _GRAIN_FLOOR**2) / (1 + power / _GRAIN_LIMIT**2)
+    return power.log() / 2
+
+
+def grain_distance(image: Tensor, reference: Tensor) -> Tensor:
+    """How far their `grain` differs, [B]: the mean of the ratio's absolute logarithm.
+
+    A feature has its least squared distance where it is drawn smoothly, whatever is lost; this has
+    it where there is as much of it as there was.
+    """
+    return (grain(image) - grain(reference)).abs().mean((1, 2, 3))
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    """By a Gaussian of `sigma` pixels; edges are repeated beyond the border."""
+    reach = math.ceil(3 * sigma)
+    offset = torch.arange(-reach, reach + 1)
+    window = torch.exp(-offset.square() / (2 * sigma**2))
+    padded = F.pad(images, [reach] * 4, mode="replicate")
+    height, width = padded.shape[2:]
+    window = window / window.sum()
+    return _sliding(window, height) @ padded @ _sliding(window, width).mT
+
+
+def _sliding(window: Tensor, size: int) -> Tensor:
+    """The matrix [size - k + 1, size] that slides a window [k] over `size` values.
+
+    A product of matrices takes 3 ms where a convolution of one channel takes up to 500.
+    """
+    places = size - len(window) + 1
+    rows = torch.zeros(places, size)
+    index = torch.arange(places)[:, None]
+    return rows.index_put((index, index + torch.arange(len(window))), window)
 
 
 def fold_batch_norm(net: nn.Module) -> None:

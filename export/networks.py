@@ -337,16 +337,15 @@ class Analysis(nn.Module):
 
 
 class Degrid(nn.Module):
-    """What takes the grid off: bands [B, 48, h, w], in units of their deviations.
+    """What takes the grid off: grey's bands [B, 16, h, w], in units of their deviations.
 
-    h, w: multiples of 4. Gives what is to be added to the bands of grey, [B, 16, h, w]. It is the
-    same in all blocks around a place, and differs within a block; see `texture`.
+    h, w: multiples of 4. Gives what is to be added to them. It is the same in all blocks around a
+    place, and differs within a block; see `texture`.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        pick = _grey_places().transpose(0, 1)
-        self.grey, self.ll2 = FixedConv2d(pick), FixedConv2d(pick[:1])
+        self.ll2 = FixedConv2d(torch.eye(len(GREY))[:1, :, None, None])
         pixels, bands = grid_weights()
         self.pixels, self.bands = FixedConv2d(pixels, stride=2), FixedConv2d(bands)
         pixels, gain, lines = coarse_weights()
@@ -358,7 +357,7 @@ class Degrid(nn.Module):
         """Float32."""
         with torch.autocast(bands.device.type, enabled=False):
             bands = bands.float()
-            grey, ll2 = _beyond(self.grey(bands), 1), _beyond(self.ll2(bands), COARSE)
+            grey, ll2 = _beyond(bands, 1), _beyond(self.ll2(bands), COARSE)
             fine = self.bands(self.mean(_weak(self.pixels(grey))))
             coarse = self.coarse_mean(_weak(self.coarse_pixels(ll2)))
             lines = self.between(F.pixel_shuffle(self.coarse_gain(coarse), COARSE))
@@ -436,9 +435,10 @@ class Student(nn.Module):
         # how much of each texture there is at a place, and the filters that make them of noise
         self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
         self.grain = FixedConv2d(texture_weight(), padding=1)
+        self.grey = FixedConv2d(_grey_places().transpose(0, 1))
         self.spread = FixedConv2d(_grey_places())
         # the noise of grey's high bands once for each texture, and how much of it there is
-        noise = self.spread.weight.transpose(0, 1)[1:]
+        noise = torch.eye(len(GREY))[1:, :, None, None]
         self.noise = FixedConv2d(noise.repeat(TEXTURES, 1, 1, 1))
         amounts = torch.eye(TEXTURES)[:, :, None, None]
         self.amounts = FixedConv2d(amounts.repeat_interleave(len(noise), 0))
@@ -489,12 +489,15 @@ class Student(nn.Module):
         low = modulate(h, next(films))
         h = F.relu(modulate(h, next(films)))
         high = self.high(h)
-        grain = self.grain(self.amounts(self.texture(h)) * self.noise(x_t))
+        amounts = self.amounts(self.texture(h))
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low.float()(F.relu(low).float())
             bands = torch.cat([low, high.float()], 1)
-            of_grey = self.spread(grain.float() + self.degrid(bands))
+            grey = self.grey(bands)
+            noise = noise_within(self.grey(x_t), t, grey)
+            grain = self.grain(amounts.float() * self.noise(noise))
+            of_grey = self.spread(grain + self.degrid(grey))
         return (bands + of_grey) * self.scale
 
 
@@ -505,6 +508,16 @@ def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *
         of_textures = name.startswith(("texture.", "amounts.", "noise.", "grain."))
         if of_textures and (key not in state or state[key].shape != value.shape):
             state[key] = torch.zeros_like(value)
+
+
+def noise_within(x_t: Tensor, t: Tensor, bands: Tensor) -> Tensor:
+    """The noise in x_t [B, C, h, w] at t [B], if it holds these bands: (x_t - (1 - t) bands) / t.
+
+    In the first step, at t = 1, x_t is nothing else. In later ones a texture of x_t would be one of
+    the picture, and of t times the noise.
+    """
+    t, left = (v[:, None, None, None] for v in (t, 1 - t))
+    return (x_t - left * bands) / t
 
 
 def time_features(t: Tensor) -> Tensor:

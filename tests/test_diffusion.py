@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_export_networks import SMALL, small_codec
+from torch import nn
 
 from export.diffusion import (
     Condition,
@@ -188,6 +189,24 @@ def test_texture_is_filtered_noise_as_much_as_is_learnt() -> None:
         "g_s.texture.weight",
         "g_s.texture.bias",
     }
+
+
+@pytest.mark.parametrize("steps", [2, 4])
+def test_texture_of_later_steps_is_of_the_noise_and_not_of_the_picture(steps: int) -> None:
+    torch.manual_seed(0)
+    codec, c = deaf_codec(), condition()
+    noise, realism = torch.randn(2, 48, 16, 16), torch.tensor([0.0, 1.0])
+    for weight in (codec.g_s.time.weight, codec.g_s.drawn.weight):
+        nn.init.zeros_(weight)  # the picture is the same in every step
+    before = decode(codec, c, noise, realism, 1)
+    with torch.no_grad():
+        codec.g_s.texture.bias += 0.02
+    first, later = (decode(codec, c, noise, realism, count) - before for count in (1, steps))
+    # which has ten times the texture's energy
+    assert before[0].std() > 3 * first[1].std() > 0
+    assert later[0].std() < 0.02 * first[1].std()
+    alike = torch.cosine_similarity(later[1].flatten(), first[1].flatten(), dim=0)
+    assert alike > 0.98 and 0.9 < later[1].std() / first[1].std() < 1.3
 
 
 def test_a_checkpoint_of_before_has_no_texture() -> None:

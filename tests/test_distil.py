@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,14 @@ from export.distil import (
     hinge_discriminator,
     hinge_generator,
 )
-from export.losses import MAX_ZOOM, draw_views, mean_shift, structural_distance, viewed
+from export.losses import (
+    MAX_ZOOM,
+    draw_views,
+    grain_distance,
+    mean_shift,
+    structural_distance,
+    viewed,
+)
 from export.quantise import quantised_state
 
 
@@ -83,6 +91,29 @@ def test_structural_distance_is_that_of_scikit_image_and_of_several_scales() -> 
     # twelve rows are enough for the window, six are not
     alike = structural_distance(others[0], first), structural_distance(others[0], first, (1, 1, 2))
     assert torch.equal(*alike)
+
+
+def test_grain_is_how_much_texture_there_is_and_not_where() -> None:
+    torch.manual_seed(0)
+    smooth = 128 + 20 * torch.linspace(-1, 1, 96).expand(2, 3, 96, -1)
+    fine = torch.randn(3, 2, 1, 96, 96)
+    once, other, twice = (smooth + v for v in (2 * fine[0], 2 * fine[1], 4 * fine[2]))
+    assert grain_distance(once, once).abs().max() == 0
+    assert grain_distance(other, once).max() < 0.1, "chance"
+    torch.testing.assert_close(
+        grain_distance(twice, once), torch.full((2,), math.log(2)), atol=0.15, rtol=0
+    )
+    assert grain_distance(smooth, once).min() > 1.5 * math.log(2)
+    # what is coarse is no grain, and an edge has as much as there can be
+    assert grain_distance(smooth + 30, smooth).max() < 1e-3
+    edges = 60 * (torch.arange(96) // 4 % 2)
+    assert grain_distance(smooth + edges, smooth + 2 * edges).max() < 0.2
+    # what is missing is asked for
+    flat = smooth.clone().requires_grad_()
+    faint = flat + 0.3 * fine[0]
+    faint.retain_grad()
+    grain_distance(faint, once).sum().backward()
+    assert faint.grad is not None and (faint.grad * fine[0]).sum() < 0
 
 
 def test_hinge_losses() -> None:
@@ -212,11 +243,14 @@ def test_what_is_drawn_follows_the_mean_of_the_originals(
     face_folder: Path, tmp_path: Path, stand_ins: None
 ) -> None:
     trainer = distilling(
-        tmp_path, face_folder, only_texture=True, shift_weight=1.0, realism_shares=(1.0, 0.0)
-    )
+        tmp_path, face_folder, only_texture=True, shift_weight=1.0, realism_shares=(1.0, 0.0),
+        grain_weight=1.0,
+    )  # fmt: skip
     loss, logs = trainer.loss(0.0)
     loss.backward()
-    assert torch.is_tensor(logs["shift"]) and logs["shift"].isfinite()
+    for name in ("shift", "grain"):
+        value = logs[name]
+        assert torch.is_tensor(value) and value.isfinite(), name
     for name, parameter in trainer.model.named_parameters():
         assert (parameter.grad is not None) == name.startswith("g_s.texture."), name
 
