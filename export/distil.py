@@ -132,7 +132,9 @@ class DistilSettings(RunSettings):
     identity_weight: float = 1.5  # at realism 1; two thirds of it at 0
     identity_share: float = 0.25  # of the batch
     shift_weight: float = 0.0  # of how far what is drawn has shifted as a whole; see `mean_shift`
-    grain_weight: float = 0.0  # of how much finer texture is less, or more; of sharp images alone
+    # of how much more or less grain there is than in sharp images. For `only_texture`: what else is
+    # drawn meets it with dots, all alike
+    grain_weight: float = 0.0
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
     # of the squared error and of 1 - SSIM that is left at realism 1

@@ -36,7 +36,6 @@ class _Graph:
         self.values = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
         self.nodes = list(graph.node)
         self.makers = {name: node for node in self.nodes for name in node.output}
-        self.users = {name: node for node in self.nodes for name in node.input}
 
     def value(self, name: str) -> np.ndarray:
         """A constant, through casts and dequantisation."""
@@ -59,7 +58,7 @@ class _Graph:
         return float(self.values[node.input[1]])
 
     def layer(self, name: str) -> str:
-        """The layer of the codec that a tensor of a Conv or Gemm belongs to."""
+        """The codec's name of a layer of the graph."""
         return f"{self.part}{name.removeprefix(f'codec.{self.part}')}"
 
 
@@ -148,7 +147,7 @@ def read_graphs(codec: Codec, folder: Path) -> None:
                 _linear(codec.g_s.time, graph.value(node.input[1]).T)
         for name, buffer in codec.named_buffers():
             if name.startswith(part) and (known := name.removeprefix(part)) in graph.values:
-                buffer.copy_(torch.from_numpy(graph.values[known]))
+                buffer.copy_(torch.from_numpy(graph.values[known].copy()))
 
 
 def restored(state: dict[str, Any], folder: Path) -> dict[str, Any]:
