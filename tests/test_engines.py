@@ -242,24 +242,31 @@ def test_the_engines_agree(model: Model) -> None:
     """Float32 in both: equal within 2e-3 of the largest value, which bfloat16 would miss.
 
     Of an INT8 graph, in which a value between two levels may fall on either: 3 % of the root mean
-    square. What that is in pixels, test_api.py tells.
+    square of eight inputs, since any one may have more or fewer such values. What that is in
+    pixels, test_api.py tells.
     """
-    for file, inputs in (
-        (ANALYSIS, analysis_inputs(32, 24)),
-        (SYNTHESIS, synthesis_inputs(model, 8, 6)),
-    ):
-        one, other = (
-            load_graph(model.read(file), name, 1).run(inputs) for name in CPU_ENGINE_NAMES
-        )
-        for name in one:
-            largest = float(np.abs(one[name]).max())
-            assert largest > 0
-            away = one[name].astype(np.float64) - other[name]
-            if model.precision == "int8":
-                power = np.square(one[name], dtype=np.float64).mean()
-                assert np.square(away).mean() <= 0.03**2 * power, (file, name)
+    for file in (ANALYSIS, SYNTHESIS):
+        graphs = [load_graph(model.read(file), name, 1) for name in CPU_ENGINE_NAMES]
+        errors: dict[str, list[float]] = {}
+        powers: dict[str, list[float]] = {}
+        for seed in range(8):
+            if file == ANALYSIS:
+                inputs = analysis_inputs(32, 24, seed=seed)
             else:
-                assert float(np.abs(away).max()) <= 2e-3 * largest, (file, name)
+                inputs = synthesis_inputs(model, 8, 6, seed=seed)
+            one, other = (graph.run(inputs) for graph in graphs)
+            for name in one:
+                largest = float(np.abs(one[name]).max())
+                assert largest > 0
+                away = one[name].astype(np.float64) - other[name]
+                errors.setdefault(name, []).append(float(np.square(away).mean()))
+                power = np.square(one[name], dtype=np.float64).mean()
+                powers.setdefault(name, []).append(float(power))
+                if model.precision != "int8":
+                    assert float(np.abs(away).max()) <= 2e-3 * largest, (file, name)
+        if model.precision == "int8":
+            for name, found in errors.items():
+                assert sum(found) <= 0.03**2 * sum(powers[name]), (file, name)
 
 
 def test_openvino_is_pinned_to_float32(model: Model) -> None:
