@@ -101,8 +101,12 @@ def noise_weights(codec: Codec) -> list[Tensor]:
     """What the student hears the noise with."""
     student = codec.g_s
     heard = [layer.weight for layer in (student.noise4, student.noise8, student.noise16)]
-    texture = student.texture
-    return [*heard, texture.weight, *([] if texture.bias is None else [texture.bias])]
+    return [*heard, *_texture_weights(codec)]
+
+
+def _texture_weights(codec: Codec) -> list[Tensor]:
+    """Without the step of its input in INT8, which it shares with `high`."""
+    return [p for name, p in codec.g_s.texture.named_parameters() if name in ("weight", "bias")]
 
 
 def only_student(codec: Codec) -> Codec:
@@ -148,9 +152,8 @@ def _film_weights(codec: Codec) -> list[Tensor]:
 def only_texture(codec: Codec) -> Codec:
     """The same, with nothing to train but how much of the noise each band gets."""
     codec.requires_grad_(False)
-    for weight in (codec.g_s.texture.weight, codec.g_s.texture.bias):
-        if weight is not None:
-            weight.requires_grad_(True)  # and no step of INT8, which `high` shares
+    for weight in _texture_weights(codec):
+        weight.requires_grad_(True)
     return codec
 
 

@@ -86,9 +86,14 @@ def quantised_state(state: dict[str, Any], faces: list[Face]) -> dict[str, Any]:
     equalise(codec, lambda codec: look_at(codec, batches))
     found = quantised_copy(codec)
     calibrate(found, batches)
-    weights = {k: v.detach().clone() for k, v in found.state_dict().items()}
+    return state_with(state, found)
+
+
+def state_with(state: dict[str, Any], codec: Codec) -> dict[str, Any]:
+    """A training checkpoint with another codec in place of its own; optimisers start afresh."""
+    weights = {k: v.detach().clone() for k, v in codec.state_dict().items()}
     kept = {k: v for k, v in state.items() if k not in ("muon", "adam", "best")}
-    return {**kept, "config": found.config_dict(), "model": weights, "ema": weights}
+    return {**kept, "config": codec.config_dict(), "model": weights, "ema": weights}
 
 
 # -- the graph -----------------------------------------------------------------------------------

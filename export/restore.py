@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.networks import Codec, ModelConfig, codec_from_dict
+from export.networks import Codec, codec_from_dict
+from export.quantise import quantised_copy, state_with
 from export.quantised import ActivationQuantiser, FixedConv2d, QuantisedConv2d
 
 _PARTS = {"analysis.onnx": "g_a.", "synthesis.onnx": "g_s."}
@@ -154,13 +154,9 @@ def restored(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A float checkpoint with the INT8 codec of a model directory in place of its own."""
     codec = codec_from_dict(state["config"])
     codec.load_state_dict({k: v.float() for k, v in state["ema"].items()})
-    config: ModelConfig = replace(codec.config, quantised=True)
-    found = Codec(config)
-    found.load_state_dict({**found.state_dict(), **codec.state_dict()})
+    found = quantised_copy(codec)
     read_graphs(found, folder)
-    weights = {k: v.detach().clone() for k, v in found.state_dict().items()}
-    kept = {k: v for k, v in state.items() if k not in ("muon", "adam", "best")}
-    return {**kept, "config": found.config_dict(), "model": weights, "ema": weights}
+    return state_with(state, found)
 
 
 def main() -> None:
