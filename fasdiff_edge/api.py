@@ -21,7 +21,7 @@ from .entropy_model import CodedBase, EntropyModel, Levels, Rates, prices_at
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
 from .frequency import NUM_BANDS, merge_bands, split_bands, split_gradient
 from .models import ANALYSIS, GRADIENT, RESIDUAL, SYNTHESIS, Model, installed, load_model
-from .rate import OF_RESIDUAL, Search, estimate_bytes, find_quality
+from .rate import Search, estimate_bytes, find_quality
 from .recognition import Likeness
 from .refinement import LIKENESS, refine
 from .sampler import Prompt, Schedule, sample
@@ -35,7 +35,7 @@ _SLACK = 6.0  # bits of a budget that are left to the range coder's ending
 _NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
 _LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
 _PLAIN = 1.4  # times the estimated bytes of the whole base: a budget for a residual as well
-_ESTIMATE_QUALITIES = range(0, bitstream.MAX_QUALITY + 1, 21)
+_ESTIMATE_EVERY = 21  # quarter steps between the qualities at which bytes are estimated
 
 
 class Encoder:
@@ -272,7 +272,10 @@ class Encoder:
         top = min(high, entropy.residual_from - 1)
         with stage("entropy encode"):
             estimate = estimate_bytes(
-                latents.y, lambda q: entropy.steps(q)[base], _ESTIMATE_QUALITIES
+                latents.y,
+                lambda q: entropy.steps(q)[base],
+                _estimated(0, min(entropy.residual_from, bitstream.MAX_QUALITY)),
+                self._model.base_rate,
             )
         qualities, logs = np.array(estimate).T
         base_bytes = math.exp(float(np.interp(top, qualities, logs)))
@@ -296,7 +299,10 @@ class Encoder:
         rest = slice(entropy.num_base, None)
         with stage("entropy encode"):
             added = estimate_bytes(
-                residual, lambda q: entropy.steps(q)[rest], _ESTIMATE_QUALITIES, OF_RESIDUAL
+                residual,
+                lambda q: entropy.steps(q)[rest],
+                _estimated(entropy.residual_from, bitstream.MAX_QUALITY),
+                self._model.residual_rate,
             )
             estimate = [(q, math.log(base_bytes + math.exp(v))) for q, v in added]
         return find_quality(lambda q: self._code_each(latents, q), limit, low, high, estimate)
@@ -616,6 +622,11 @@ def read_levels(
             f"({model.entropy.model_id:04x}); installed: {installed()}"
         )
     return header, check, model.entropy.decode(payload, header.quality, header.latent_size)
+
+
+def _estimated(first: int, last: int) -> list[int]:
+    """Qualities first .. last at which bytes are estimated."""
+    return [*range(first, last, _ESTIMATE_EVERY), last]
 
 
 def _largest_scale(height: int, width: int) -> int:

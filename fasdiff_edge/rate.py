@@ -15,8 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-_ESTIMATE_SAMPLES = 4096  # latents looked at
-OF_BASE, OF_RESIDUAL = (0.113, 8.0), (2.1, 1.0)  # see `estimate_bytes`
+_ESTIMATE_SAMPLES = 16384  # latents looked at
 _SECANT_ROUNDS = 5  # before the search falls back to halving the bracket
 _FIRST_GAP = 6  # between the two qualities of the first round
 _FAR = 6  # steps from what is known after which the gap grows by one
@@ -97,33 +96,61 @@ def find_quality(
     return search
 
 
+@dataclass(frozen=True)
+class RatePrior:
+    """Bytes of latents v: sum over channels of w_c sum log2(1 + (scale v / step)^2), and constants.
+
+    The price of normal variables of their own energies; a model's manifest has what was fitted to
+    training faces (`export/fit_rate.py`). For nine faces in ten the base's bytes are within a tenth
+    of it at any quality.
+
+    Attributes:
+      weights: float64 [C], or [1] for all channels alike; bytes.
+      constant: bytes of a file; per_position: bytes; scale: over 0.
+    """
+
+    weights: NDArray[np.float64]
+    constant: float
+    per_position: float
+    scale: float
+
+    def log_bytes(
+        self, latents: NDArray[np.float32], step: NDArray[np.float32], share: float = 1.0
+    ) -> float:
+        """Of [C, N] latents, with steps [C, 1]: one in `share` of the positions there are."""
+        octaves = np.log2(1.0 + np.square(latents * (self.scale / step))).sum(1, dtype=np.float64)
+        of_positions = float(np.sum(self.weights * octaves))
+        of_positions += self.per_position * latents.shape[1]
+        return math.log(max(1.0, self.constant + share * of_positions))
+
+
+# of a model that says nothing
+OF_BASE = RatePrior(np.array([0.0166]), 10.0, 0.0, 8.0)
+OF_RESIDUAL = RatePrior(np.array([0.26]), 1.0, 0.0, 1.0)
+
+
 def estimate_bytes(
-    y: NDArray[np.float32],
+    latents: NDArray[np.float32],
     steps: Callable[[int], NDArray[np.float32]],
     qualities: Sequence[int],
-    price: tuple[float, float] = OF_BASE,
+    prior: RatePrior = OF_BASE,
 ) -> list[tuple[int, float]]:
     """Predict log payload bytes from the latents alone, without the entropy model.
 
-    Each latent is priced at a log2(1 + (b y / step)^2) bits, on a sample of the positions: the
-    price of a normal variable of its own energy, with constants fitted to training faces. For most
-    faces the prediction is within a quarter of the bytes at any quality.
-
     Args:
-      y: float32 [Cy, hy, wy], before the gain.
-      steps: float32 [Cy, 1, 1] at a quality.
+      latents: float32 [C, hy, wy], before the gain; a part of the positions is looked at.
+      steps: float32 [C, 1, 1] at a quality.
       qualities: where to predict, rising.
-      price: a, b.
     Returns:
       (quality, log bytes), strictly rising.
     """
-    stride = max(1, math.isqrt(y.size // _ESTIMATE_SAMPLES))
-    sample = y[:, ::stride, ::stride]
+    # an odd stride meets all columns of an even number of them
+    stride = max(1, latents.size // _ESTIMATE_SAMPLES) | 1
+    sample = latents.reshape(len(latents), -1)[:, ::stride]
+    share = latents[0].size / sample.shape[1]
     result: list[tuple[int, float]] = []
     for quality in qualities:
-        energy = np.square(price[1] * sample / steps(quality))
-        bits = price[0] * float(np.log2(1.0 + energy).sum())
-        value = math.log((bits * y.size / sample.size + 8.0) / 8.0)
+        value = prior.log_bytes(sample, steps(quality)[:, 0], share)
         if result:
             value = max(value, result[-1][1] + 1e-3)
         result.append((quality, value))

@@ -103,6 +103,12 @@ def test_missing_files_are_refused(directory: Path, file: str) -> None:
         Encoder(directory) if file != SYNTHESIS else Decoder(directory)
 
 
+def rate(**changed: Any) -> dict[str, Any]:
+    """A manifest's, with something else for the residual."""
+    good = {"weights": [0.1], "constant": 1.0, "per_position": 0.0, "scale": 1.0}
+    return {"base": good, "residual": {**good, **changed}}
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -124,6 +130,13 @@ def test_missing_files_are_refused(directory: Path, file: str) -> None:
         ({"deviations": [1.0] * 47}, "there are not 48 deviations"),
         ({"deviations": [1.0] * 47 + [float("nan")]}, "deviations are not positive"),
         ({"deviations": [1.0] * 47 + ["wide"]}, "bad or missing field"),
+        ({"rate": 5}, "bad or missing field"),
+        ({"rate": {"base": {"weights": [0.1]}}}, "bad or missing field"),
+        ({"rate": rate(weights=[0.1] * 5)}, "one weight or 96 for the base"),
+        ({"rate": rate(weights=[[0.1]])}, "one weight or 96 for the base"),
+        ({"rate": rate(weights=["heavy"])}, "bad or missing field"),
+        ({"rate": rate(constant=float("inf"))}, "rate must be finite"),
+        ({"rate": rate(scale=0)}, "of a scale over 0"),
         ({"num_y": 1000}, "num_y is 1000"),
         ({"num_z": 1000}, "num_z is 1000"),
         ({"num_s": 1000}, "num_s is 1000"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from fasdiff_edge.rate import estimate_bytes, find_quality
+from fasdiff_edge.rate import RatePrior, estimate_bytes, find_quality
 
 HIGHEST = 252
 KNOTS = range(0, HIGHEST + 1, 21)
@@ -146,3 +146,29 @@ def test_estimate_rises_and_follows_the_latents() -> None:
         assert np.isfinite(values).all()
     ratio = estimate_bytes(large, steps, KNOTS)[6][1] - estimate_bytes(small, steps, KNOTS)[6][1]
     assert math.exp(ratio) == pytest.approx(64, rel=0.1)
+
+
+def test_a_prior_is_of_channels_positions_and_files() -> None:
+    latents = np.array([[1.0, -3.0, 0.0], [0.5, 0.0, 0.0]], np.float32)
+    step = np.array([[2.0], [1.0]], np.float32)
+    prior = RatePrior(np.array([0.5, 8.0]), 10.0, 0.25, 2.0)
+    octaves = [math.log2(1 + 1) + math.log2(1 + 9), math.log2(1 + 1)]
+    expected = 10 + 3 * 0.25 + 0.5 * octaves[0] + 8 * octaves[1]
+    assert math.exp(prior.log_bytes(latents, step)) == pytest.approx(expected, rel=1e-6)
+    twice = 2 * expected - 10  # the positions, not the file
+    assert math.exp(prior.log_bytes(latents, step, 2.0)) == pytest.approx(twice, rel=1e-6)
+    alike = RatePrior(np.array([1.0]), 0.0, 0.0, 2.0)
+    assert math.exp(alike.log_bytes(latents, step)) == pytest.approx(sum(octaves), rel=1e-6)
+    assert RatePrior(np.array([1.0]), -50.0, 0.0, 2.0).log_bytes(latents, step) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(96, 16, 16), (96, 32, 32), (96, 31, 17), (96, 128, 128)])
+def test_a_part_of_the_positions_tells_of_all(shape: tuple[int, int, int]) -> None:
+    random = np.random.default_rng(3)
+    latents = random.laplace(0.0, 1.0, shape).astype(np.float32)
+    latents *= np.linspace(1, 3, shape[2], dtype=np.float32)  # columns differ
+    steps = np.ones((96, 1, 1), np.float32)
+    prior = RatePrior(random.uniform(0.1, 0.3, 96), 30.0, 0.1, 3.0)
+    ((_, part),) = estimate_bytes(latents, lambda _: steps, [7], prior)
+    whole = prior.log_bytes(latents.reshape(96, -1), steps[:, 0])
+    assert part == pytest.approx(whole, abs=0.02)

@@ -23,6 +23,7 @@ from ..bitstream import MAX_QUALITY
 from ..entropy_model import EntropyModel
 from ..errors import ModelError
 from ..frequency import NUM_BANDS
+from ..rate import OF_BASE, OF_RESIDUAL, RatePrior
 
 MANIFEST_FORMAT = 1
 REFERENCE_SIDE = 256  # pixels
@@ -53,6 +54,8 @@ class Model:
         than go below this quality, at 256x256.
       min_quality_per_octave: what is added to it for each doubling of both sides: the same
         quality leaves less of a larger face.
+      base_rate, residual_rate: what the budget search expects before it codes; the manifest's
+        `rate`, where it has one.
     """
 
     name: str
@@ -65,6 +68,8 @@ class Model:
     deviations: NDArray[np.float32]
     min_quality_before_downscale: float
     min_quality_per_octave: float
+    base_rate: RatePrior
+    residual_rate: RatePrior
 
     def min_quality(self, height: int, width: int) -> int:
         """The least quality, in quarter steps, at which so many coded pixels are worth coding."""
@@ -109,6 +114,7 @@ def load_model(model: str | os.PathLike[str]) -> Model:
         deviations = np.array(manifest["deviations"], np.float32)
         min_quality = float(manifest["min_quality_before_downscale"])
         per_octave = float(manifest["min_quality_per_octave"])
+        rates = _rate_priors(manifest)
         shape = {key: int(manifest[key]) for key in ("num_s", "num_z", "num_y")}
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{directory / MANIFEST}: bad or missing field: {error}") from error
@@ -134,6 +140,12 @@ def load_model(model: str | os.PathLike[str]) -> Model:
         )
     if not num_steps or not all(0 <= v <= MAX_QUALITY / 4 for v in (min_quality, per_octave)):
         raise ModelError(f"{directory / MANIFEST}: num_steps or quality out of range")
+    channels = (entropy.num_base, entropy.num_residual)
+    if not all(_fits(prior, count) for prior, count in zip(rates, channels, strict=True)):
+        raise ModelError(
+            f"{directory / MANIFEST}: rate must be finite, of a scale over 0, with one weight or "
+            f"{channels[0]} for the base and {channels[1]} for the residual"
+        )
     return Model(
         name=title,
         directory=directory,
@@ -145,7 +157,31 @@ def load_model(model: str | os.PathLike[str]) -> Model:
         deviations=deviations,
         min_quality_before_downscale=min_quality,
         min_quality_per_octave=per_octave,
+        base_rate=rates[0],
+        residual_rate=rates[1],
     )
+
+
+def _rate_priors(manifest: Mapping[str, Any]) -> tuple[RatePrior, RatePrior]:
+    """Of the base and of the residual. KeyError, TypeError, ValueError: a bad field."""
+    if "rate" not in manifest:
+        return OF_BASE, OF_RESIDUAL
+    rate = manifest["rate"]
+    base, residual = (
+        RatePrior(
+            np.array(rate[part]["weights"], np.float64),
+            *(float(rate[part][key]) for key in ("constant", "per_position", "scale")),
+        )
+        for part in ("base", "residual")
+    )
+    return base, residual
+
+
+def _fits(prior: RatePrior, channels: int) -> bool:
+    """Whether a prior can be one of so many channels."""
+    numbers = [*prior.weights.ravel(), prior.constant, prior.per_position, prior.scale]
+    allowed = ((1,), (channels,))
+    return prior.weights.shape in allowed and bool(np.isfinite(numbers).all()) and prior.scale > 0
 
 
 def installed() -> str:
