@@ -55,6 +55,7 @@ from export.losses import (
     grain_distance,
     mean_shift,
     structural_distance,
+    tint_distance,
     viewed,
 )
 from export.networks import Codec, codec_from_dict, frozen_codec, merge_bands, split_bands
@@ -135,6 +136,7 @@ class DistilSettings(RunSettings):
     # of how much more or less grain there is than in sharp images. For `only_texture`: what else is
     # drawn meets it with dots, all alike
     grain_weight: float = 0.0
+    tint_weight: float = 0.0  # of what is drawn in another colour; see `tint_distance`
     adversarial_weight: float = 0.03
     discriminator_lr: float = 4e-4
     # of the squared error and of 1 - SSIM that is left at realism 1
@@ -281,6 +283,10 @@ class DistilTrainer(Run[Codec, DistilSettings]):
             perceptual = feature_distance(features, reference)
             real = s.perceptual_weight * perceptual
             logs["perceptual"] = perceptual.detach().mean()
+            if s.tint_weight:
+                tint = tint_distance(out[drawn], bands[drawn])
+                real = real + s.tint_weight * tint
+                logs["tint"] = tint.detach().mean()
             if kind.detailed and s.grain_weight:
                 fine = grain_distance(decoded[drawn], image[drawn])
                 real = real + s.grain_weight * fine

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export.networks import LOW
 from export.onnx_to_torch import OnnxModule
 from export.precision import mixed_precision
 
@@ -159,6 +160,7 @@ def structural_distance(
 
 
 GRAIN_SIGMAS = (0.0, 0.7, 1.4)  # pixels, of blurs: each less the next is an octave
+_TINT_AREA, _PIXEL = 8, 127.5 / 4  # positions of ll2, and grey levels in a unit of it
 _GRAIN_WINDOW = 12  # pixels
 _GRAIN_FLOOR, _GRAIN_LIMIT = 0.25, 5.0  # grey levels: quantisation's, and where texture is an edge
 
@@ -185,6 +187,18 @@ def grain_distance(image: Tensor, reference: Tensor) -> Tensor:
     it where there is as much of it as there was.
     """
     return (grain(image) - grain(reference)).abs().mean((1, 2, 3))
+
+
+def tint_distance(bands: Tensor, reference: Tensor) -> Tensor:
+    """How far colours are off in areas of 32x32 pixels, [B]; of bands [B, 48, h, w].
+
+    The squared error of ll2's mean c1 and c2 there, in squared grey levels of a pixel. Features
+    pull the colour of skin towards red by half a unit of a* to one, which a squared error over all
+    bands hardly sees, and eyes do.
+    """
+    colours = (bands - reference)[:, 1:LOW]
+    area = min(_TINT_AREA, *colours.shape[2:])
+    return (_PIXEL * F.avg_pool2d(colours, area)).square().mean((1, 2, 3))
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:

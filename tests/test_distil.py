@@ -30,8 +30,10 @@ from export.losses import (
     grain_distance,
     mean_shift,
     structural_distance,
+    tint_distance,
     viewed,
 )
+from export.networks import split_bands
 from export.quantise import quantised_state
 
 
@@ -114,6 +116,27 @@ def test_grain_is_how_much_texture_there_is_and_not_where() -> None:
     faint.retain_grad()
     grain_distance(faint, once).sum().backward()
     assert faint.grad is not None and (faint.grad * fine[0]).sum() < 0
+
+
+def test_tint_is_colour_of_whole_areas_in_grey_levels() -> None:
+    torch.manual_seed(0)
+    image = 128 + 10 * torch.randn(2, 3, 96, 96)
+    noisy = image + 12 * torch.randn_like(image)
+    redder = image + torch.tensor([6.0, -3.0, -3.0])[:, None, None]
+    brighter = image + 9
+    found = [
+        tint_distance(split_bands(other), split_bands(image))
+        for other in (image, noisy, redder, brighter)
+    ]
+    assert found[0].abs().max() == 0
+    assert found[1].max() < 0.5, "of noise, an area's mean is left"
+    # c1 = (R - B) / sqrt 2 and c2 = (R - 2 G + B) / sqrt 6
+    both = (9**2 / 2 + 9**2 / 6) / 2
+    torch.testing.assert_close(found[2], torch.full((2,), both), rtol=1e-3, atol=0)
+    assert found[3].max() < 1e-6
+    # pictures smaller than an area have one
+    small = tint_distance(split_bands(redder[..., :16, :16]), split_bands(image[..., :16, :16]))
+    torch.testing.assert_close(small, torch.full((2,), both), rtol=1e-3, atol=0)
 
 
 def test_hinge_losses() -> None:
@@ -244,11 +267,11 @@ def test_what_is_drawn_follows_the_mean_of_the_originals(
 ) -> None:
     trainer = distilling(
         tmp_path, face_folder, only_texture=True, shift_weight=1.0, realism_shares=(1.0, 0.0),
-        grain_weight=1.0,
+        grain_weight=1.0, tint_weight=1.0,
     )  # fmt: skip
     loss, logs = trainer.loss(0.0)
     loss.backward()
-    for name in ("shift", "grain"):
+    for name in ("shift", "grain", "tint"):
         value = logs[name]
         assert torch.is_tensor(value) and value.isfinite(), name
     for name, parameter in trainer.model.named_parameters():
