@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
+from export.training import rewrite
 
 PARTS = ("semantics", "nothing")
 
@@ -34,9 +34,7 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(ablate(state, args.part), args.out)
+    rewrite(args.checkpoint, args.out, lambda state: ablate(state, args.part))
 
 
 if __name__ == "__main__":

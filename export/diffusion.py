@@ -71,7 +71,7 @@ def condition_of(codec: Codec, bands: Tensor, q: Tensor) -> tuple[Condition, Ten
     latents, price = codec.analyse(bands, bf16=True)
     coded = e.code(*latents, base_q)
     prompt, s_hat = codec.decoded(coded, base_q)
-    bits = torch.stack(list(e.bits(*coded).values())).sum(0)
+    bits = e.total_bits(*coded)
     residual = prompt.new_zeros(len(q), e.config.num_residual, *prompt.shape[2:])
     refined = torch.nonzero(q >= e.config.residual_from)[:, 0]
     if len(refined):

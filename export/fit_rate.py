@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from export.data import Face, read_index, read_square, spread
-from export.integer_entropy import NUM_Q, Coded
+from export.integer_entropy import NUM_Q
 from export.networks import Codec, split_bands
 from export.to_onnx import load_codec
 
@@ -75,9 +75,6 @@ def measure(codec: Codec, pictures: Iterator[Tensor]) -> Rows:
     first = e.config.residual_from
     found: Rows = {(part, scale): [] for part, scales in SCALES.items() for scale in scales}
 
-    def size_of(coded: tuple[Coded, Coded, Coded]) -> Tensor:
-        return torch.stack(list(e.bits(*coded).values())).sum(0) / 8
-
     def add(part: str, ratio: Tensor, size: Tensor, whole: Tensor) -> None:
         ends = torch.stack([torch.ones(1), torch.full((1,), ratio[0, 0].numel()), size, whole], 1)
         for scale in SCALES[part]:
@@ -90,14 +87,14 @@ def measure(codec: Codec, pictures: Iterator[Tensor]) -> Rows:
         bands = split_bands(picture)
         latents = codec.latents(bands)
         for q in torch.randint(0, first, (EACH, 1)):
-            size = size_of(e.code(*latents, q))
+            size = e.total_bits(*e.code(*latents, q)) / 8
             add("base", latents[2] / e.step(e.y_gains.at(q, 2)), size, size)
         base = codec.base(bands, bf16=False)
         residual = codec.residual(base.left)
         for q in torch.randint(first, NUM_Q, (EACH, 1)):
             size = codec.code_left(base, q)[1] / 8
             ratio = residual / e.step(e.residual_gains.at(q, 2))
-            add("residual", ratio, size, size + size_of(base.coded))
+            add("residual", ratio, size, size + e.total_bits(*base.coded) / 8)
     return found
 
 

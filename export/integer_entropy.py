@@ -534,6 +534,10 @@ class EntropyModel(nn.Module):
             parts[f"y{p}"] = (y.bits * mask).sum((1, 2, 3))
         return parts
 
+    def total_bits(self, s: Coded, z: Coded, y: Coded) -> Tensor:
+        """Bits of all parts per image [B]."""
+        return torch.stack(list(self.bits(s, z, y).values())).sum(0)
+
 
 def lattices(scan: int, rows: int, columns: int) -> list[Tensor]:
     """The positions of each of `scan` passes, float [1, 1, rows, columns] of 0 and 1.

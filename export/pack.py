@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import torch
+from export.training import rewrite
 
 RANGES = "log2_step"  # of an ActivationQuantiser
 
@@ -32,9 +32,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(pack(state), args.out)
+    rewrite(args.checkpoint, args.out, pack)
     print(f"{args.out}: {args.out.stat().st_size / 2**20:.1f} MiB")
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from export.networks import Codec, codec_from_dict
 from export.quantise import quantised_copy, state_with
 from export.quantised import ActivationQuantiser, FixedConv2d, QuantisedConv2d
+from export.training import rewrite
 
 _PARTS = {"analysis.onnx": "g_a.", "synthesis.onnx": "g_s."}
 
@@ -165,9 +166,7 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="of the float codec")
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
-    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(restored(state, args.model), args.out)
+    rewrite(args.checkpoint, args.out, lambda state: restored(state, args.model))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from export.integer_entropy import KNOTS, NUM_Q, gains_at
+from export.training import rewrite
 
 
 def set_gains(
@@ -68,10 +69,8 @@ def main() -> None:
     parser.add_argument("--residual", type=float, nargs="+", default=(), help="at the last knots")
     parser.add_argument("--low", type=float, nargs="+", default=(), help="for the first knots")
     args = parser.parse_args()
-    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    new = set_gains(state, start=args.start, residual=args.residual, low=args.low)
-    torch.save(new, args.out)
+    gains = {"start": args.start, "residual": args.residual, "low": args.low}
+    rewrite(args.checkpoint, args.out, lambda state: set_gains(state, **gains))
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ def export_model(
     }
     path = folder / "manifest.json"
     before = json.loads(path.read_text()) if path.exists() else {}
-    if "rate" in before and before["model_id"] == manifest["model_id"]:
+    if "rate" in before and before.get("model_id") == manifest["model_id"]:
         manifest["rate"] = before["rate"]
     path.write_text(json.dumps(manifest, indent=2) + "\n")
     return manifest

@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -26,6 +27,15 @@ from export.optim import Muon
 from export.precision import device
 
 OUTLIER = 5.0
+
+
+def rewrite(
+    checkpoint: Path, out: Path, change: Callable[[dict[str, Any]], dict[str, Any]]
+) -> None:
+    """Save what `change` makes of a checkpoint; the folder of `out` is made where there is none."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(change(state), out)
 
 
 @dataclass

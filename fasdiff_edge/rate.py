@@ -125,8 +125,8 @@ class RatePrior:
 
 
 # of a model that says nothing
-OF_BASE = RatePrior(np.array([0.0166]), 10.0, 0.0, 8.0)
-OF_RESIDUAL = RatePrior(np.array([0.26]), 1.0, 0.0, 1.0)
+OF_BASE = RatePrior(np.array([0.113 / 8]), 1.0, 0.0, 8.0)
+OF_RESIDUAL = RatePrior(np.array([2.1 / 8]), 1.0, 0.0, 1.0)
 
 
 def estimate_bytes(
