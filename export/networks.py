@@ -472,6 +472,11 @@ class Student(nn.Module):
             condition = layer(condition)
         drawn = F.relu(self.drawn(torch.cat([known, time], 1))) * realism[:, None]
         films = iter(self.films(torch.cat([condition, drawn], 1)))
+        if residual_bands is not None:
+            # What the file says of the picture is no noise, and is not to be drawn again: later
+            # steps see x_t of what they have drawn themselves.
+            residual_bands = residual_bands / self.scale
+            x_t = x_t + residual_bands * (t - 1)[:, None, None, None]
         with torch.autocast(prompt.device.type, enabled=False):  # more than bfloat16's 8 bits
             told = self.prompt(prompt)
         h = told + self.noise16(x_t)
@@ -484,7 +489,7 @@ class Student(nn.Module):
             h = block(h, next(films))
         h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_t)
         if residual_bands is not None:
-            h = h + self.residual4(residual_bands / self.scale)
+            h = h + self.residual4(residual_bands)
         for block in self.b4:
             h = block(h, next(films))
         low = modulate(h, next(films))

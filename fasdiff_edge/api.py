@@ -6,7 +6,7 @@ import math
 import operator
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,8 +19,17 @@ from .bitstream import Header
 from .engines import Graph, check_ports, load_graph
 from .entropy_model import CodedBase, EntropyModel, Levels, Rates, prices_at
 from .errors import BitstreamError, BudgetError, ModelError, OptionError
-from .frequency import NUM_BANDS, merge_bands, split_bands, split_gradient
-from .models import ANALYSIS, GRADIENT, RESIDUAL, SYNTHESIS, Model, installed, load_model
+from .frequency import FINE_BANDS, NUM_BANDS, merge_bands, split_bands, split_gradient
+from .models import (
+    ANALYSIS,
+    GRADIENT,
+    REFERENCE_SIDE,
+    RESIDUAL,
+    SYNTHESIS,
+    Model,
+    installed,
+    load_model,
+)
 from .rate import Search, estimate_bytes, find_quality
 from .recognition import Likeness
 from .refinement import LIKENESS, refine
@@ -35,6 +44,10 @@ _SLACK = 6.0  # bits of a budget that are left to the range coder's ending
 _NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
 _LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
 _PLAIN = 1.4  # times the estimated bytes of the whole base: a budget for a residual as well
+# What a picture takes, from one of half its sides; for photographs of faces and of other things.
+_PER_OCTAVE = 0.062  # bytes, about as few as there are, by its finest coefficients: of log2(1 +
+_FINE = 64  # times a coefficient over the mean step)
+_LARGER = 2.3  # times as many as the smaller one's at that quality, by its latents: 2.3 to 4
 _ESTIMATE_EVERY = 21  # quarter steps between the qualities at which bytes are estimated
 
 
@@ -139,30 +152,62 @@ class Encoder:
             )
             for scale in larger
         }
-        plan = [(scale, floors[scale], highest) for scale in larger]
+        scales = _Scales(image, lambda bands, size: self._latents(bands, size, likeness))
+        start = self._first_to_try(scales, limit, floors)
+        plan = [(scale, floors[scale], highest) for scale in larger if scale >= start]
         plan.append((last, 0, highest))
         # Reached only where the smallest scale does not fit, as it may on tiny images.
         plan += [(scale, 0, floors[scale] - 1) for scale in reversed(larger) if floors[scale] > 0]
-        analysed: dict[int, _Latents] = {}
         lowest: dict[int, int] = {}
         for scale, low, high in plan:
-            if scale not in analysed:
-                analysed[scale] = self._analyse(image, scale, likeness)
-            found = self._search(analysed[scale], limit, low, high)
+            latents = scales.latents(scale)
+            found = self._search(latents, limit, low, high)
             if found.quality is not None and self._effort:
-                found = self._refine_within(analysed[scale], limit, low, high, found)
+                found = self._refine_within(latents, limit, low, high, found)
             if found.quality is not None:
                 return self._pack(image, scale, found.quality, found.payload)
             if low == 0:
                 lowest[scale] = found.sizes[0]
-        scale, quality, payload = self._smallest(lowest, analysed, highest)
+        scale, quality, payload = self._smallest(lowest, scales, highest)
         data = self._pack(image, scale, quality, payload)
         if len(data) > max_bytes:
             raise BudgetError(max_bytes, len(data))
         return data
 
+    def _first_to_try(self, scales: _Scales, limit: int, floors: dict[int, int]) -> int:
+        """The largest scale at which the picture may fit, from what it is at the next smaller one.
+
+        Four times the pixels take four times as long to analyse, only to see that they do not fit.
+        Up to the size that the model's qualities refer to nearly all do.
+
+        Args:
+          floors: the least quality of each scale, in quarter steps; of all but the last.
+        """
+        base = slice(0, self._model.entropy.num_base)
+        for scale in sorted(floors, reverse=True):
+            if math.prod(scales.size(scale)) <= REFERENCE_SIDE**2:
+                continue
+            step = float(self._model.entropy.steps(floors[scale])[base].mean())
+            fine = scales.bands(scale + 1)[FINE_BANDS]
+            octaves = float(np.log2(1 + np.abs(fine) * (_FINE / step)).sum())
+            if limit >= _PER_OCTAVE * octaves:
+                continue
+            ((_, log_bytes),) = self._estimate(scales.latents(scale + 1), [floors[scale]])
+            if _LARGER * math.exp(log_bytes) > limit:
+                return scale + 1
+        return min(floors, default=bitstream.MAX_SCALE)
+
+    def _estimate(self, latents: _Latents, qualities: Sequence[int]) -> list[tuple[int, float]]:
+        """Logs of the bytes that the base is expected to take at qualities."""
+        entropy = self._model.entropy
+        base = slice(0, entropy.num_base)
+        with stage("entropy encode"):
+            return estimate_bytes(
+                latents.y, lambda q: entropy.steps(q)[base], qualities, self._model.base_rate
+            )
+
     def _smallest(
-        self, lowest: dict[int, int], analysed: dict[int, _Latents], highest: int
+        self, lowest: dict[int, int], scales: _Scales, highest: int
     ) -> tuple[int, int, bytes]:
         """Scale, quality and payload of the smallest file.
 
@@ -174,7 +219,7 @@ class Encoder:
         """
         near = min(lowest.values()) + _NEAR_SMALLEST
         files = (
-            (scale, quality, self._code(analysed[scale], quality))
+            (scale, quality, self._code(scales.latents(scale), quality))
             for scale, size in lowest.items()
             if size <= near
             for quality in range(min(_LOW_QUALITIES, highest) + 1)
@@ -184,9 +229,11 @@ class Encoder:
     def _analyse(
         self, image: NDArray[np.uint8], scale: int, likeness: Likeness | None = None
     ) -> _Latents:
-        with stage("split"):
-            coded = imaging.downscale(image, scale)
-            bands = split_bands(coded)
+        return self._latents(*_split(image, scale), likeness)
+
+    def _latents(
+        self, bands: Array, size: tuple[int, int], likeness: Likeness | None = None
+    ) -> _Latents:
         with stage("analysis"):
             outputs = self._graph.run({"bands": bands[None]})
         entropy = self._model.entropy
@@ -201,7 +248,7 @@ class Encoder:
             z=outputs["z"][0],
             y=outputs["y"][0],
             price=outputs["price"][0, 0],
-            size=coded.shape[:2],
+            size=size,
             likeness=likeness,
         )
 
@@ -268,15 +315,9 @@ class Encoder:
         Where that is plain to see, the base is not searched first.
         """
         entropy = self._model.entropy
-        base = slice(0, entropy.num_base)
         top = min(high, entropy.residual_from - 1)
-        with stage("entropy encode"):
-            estimate = estimate_bytes(
-                latents.y,
-                lambda q: entropy.steps(q)[base],
-                _estimated(0, min(entropy.residual_from, bitstream.MAX_QUALITY)),
-                self._model.base_rate,
-            )
+        last = min(entropy.residual_from, bitstream.MAX_QUALITY)
+        estimate = self._estimate(latents, _estimated(0, last))
         qualities, logs = np.array(estimate).T
         base_bytes = math.exp(float(np.interp(top, qualities, logs)))
         more = Search()
@@ -581,12 +622,48 @@ class _Latents:
     left: _Left | None = None
 
 
+class _Scales:
+    """An image at the scales that are asked for, each of them split and analysed once."""
+
+    def __init__(
+        self,
+        image: NDArray[np.uint8],
+        analyse: Callable[[Array, tuple[int, int]], _Latents],
+    ) -> None:
+        self._image, self._analyse = image, analyse
+        self._split: dict[int, tuple[Array, tuple[int, int]]] = {}
+        self._analysed: dict[int, _Latents] = {}
+
+    def size(self, scale: int) -> tuple[int, int]:
+        """Height and width that are coded."""
+        return bitstream.coded_size(*self._image.shape[:2], scale)
+
+    def bands(self, scale: int) -> Array:
+        """float32 [48, h, w]."""
+        if scale not in self._split:
+            self._split[scale] = _split(self._image, scale)
+        return self._split[scale][0]
+
+    def latents(self, scale: int) -> _Latents:
+        if scale not in self._analysed:
+            self.bands(scale)
+            self._analysed[scale] = self._analyse(*self._split[scale])
+        return self._analysed[scale]
+
+
 @dataclass
 class _Left:
     """A coded base and what it leaves: residual float32 [num_residual, hy, wy]."""
 
     base: CodedBase
     residual: Array
+
+
+def _split(image: NDArray[np.uint8], scale: int) -> tuple[Array, tuple[int, int]]:
+    """Bands of an image at a scale, and height and width of what they are of."""
+    with stage("split"):
+        coded = imaging.downscale(image, scale)
+        return split_bands(coded), coded.shape[:2]
 
 
 def _prompt(

@@ -126,14 +126,16 @@ def _leave_out(model: Any, name: str) -> bool:
                 constant.add(node.get_friendly_name())
             continue
         others = [source for source, its in zip(sources, from_it, strict=True) if not its]
-        if all(source.get_node().get_friendly_name() in constant for source in others):
+        constants = all(source.get_node().get_friendly_name() in constant for source in others)
+        if constants or node.get_type_name() == "Multiply":
             if node.get_type_name() not in _KEEP_ZERO:
                 raise ValueError(f"{node.get_friendly_name()} may turn a {name} of 0 into others")
             fed.add(node.get_friendly_name())
             continue
         if node.get_type_name() != "Add":
             raise ValueError(f"{name} enters {node.get_friendly_name()}, which is no sum")
-        names = node.output(0).get_names()
+        is_input = others[0].get_node().get_type_name() == "Parameter"
+        names = (others[0] if is_input else node.output(0)).get_names()
         node.output(0).replace(others[0])
         others[0].set_names(names)
     model.remove_parameter(parameter)

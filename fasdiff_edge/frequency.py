@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from . import _core
 
 NUM_BANDS = 48
+FINE_BANDS = slice(12, NUM_BANDS)  # of the first level of the transform
 _COLOURS = np.array(
     [
         np.array([1, 1, 1]) / math.sqrt(3),

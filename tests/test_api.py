@@ -262,6 +262,36 @@ def test_larger_pictures_want_more_quality(model: Model) -> None:
     )
 
 
+def test_scales_that_plainly_do_not_fit_are_not_analysed(
+    encoder: Encoder, draw_portrait: DrawPortrait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the file is what it is when all are."""
+    image = draw_portrait(512, 480)
+    sides: list[int] = []
+    run = encoder._graph.run
+
+    def seen(arrays: Any) -> Any:
+        sides.append(4 * arrays["bands"].shape[2])
+        return run(arrays)
+
+    monkeypatch.setattr(encoder._graph, "run", seen)
+
+    def encoded(budget: int) -> tuple[bytes, list[int]]:
+        sides.clear()
+        return encoder.encode(image, max_bytes=budget), sides[:]
+
+    full = encoder._analyse(image, 0)
+    floor = len(encoder._code(full, encoder._model.min_quality(512, 480)))
+    plenty, scarce = 4 * floor, floor // 3
+    short = {budget: encoded(budget) for budget in (plenty, scarce)}
+    assert [header_of(data).scale for data, _ in short.values()] == [0, 1]
+    assert [found for _, found in short.values()] == [[512], [256]]
+    monkeypatch.setattr(encoder, "_first_to_try", lambda *_: 0)
+    long = {budget: encoded(budget) for budget in (plenty, scarce)}
+    assert [found for _, found in long.values()] == [[512], [512, 256]]
+    assert [data for data, _ in long.values()] == [data for data, _ in short.values()]
+
+
 @pytest.mark.parametrize("size", [(32, 32), (128, 128), (64, 300)])
 def test_the_smallest_budget_is_named_and_works(
     encoder: Encoder, draw_portrait: DrawPortrait, size: tuple[int, int]

@@ -215,7 +215,8 @@ def test_an_input_that_is_zero_is_left_out_with_its_work(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("x_t", "may turn a x_t of 0 into others"),
+        ("t", "may turn a t of 0 into others"),
+        ("s_hat", "s_hat enters .*, which is no sum"),
         ("prompt", "may turn a prompt of 0 into others"),
     ],
 )

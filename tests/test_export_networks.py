@@ -238,6 +238,26 @@ def test_what_the_student_is_told_of_the_residual() -> None:
     assert not torch.allclose(told, deaf, atol=1e-3)
 
 
+def test_later_steps_do_not_draw_what_the_residual_told_them() -> None:
+    """What a step sees is what it drew: of the picture less the residual, and of the noise."""
+    codec = small_codec()
+    prompt, s, x_t = torch.randn(2, 20, 4, 4), torch.randn(2, 4), torch.randn(2, 48, 16, 16)
+    t = torch.tensor([1.0, 0.4])
+    dials = t, torch.ones(2), HALF.expand(2)
+    residual = torch.randn(2, 8, 4, 4)
+    known = codec.residual.bands(residual)
+    seen = x_t + (1 - t)[:, None, None, None] * known / codec.g_s.scale
+    with torch.no_grad():
+        codec.g_s.residual16.weight.zero_()
+        codec.g_s.residual4.weight.zero_()
+        without = codec.synthesise(prompt, s, x_t, *dials)
+        told = codec.synthesise(prompt, s, seen, *dials, residual)
+        twice = codec.synthesise(prompt, s, seen, *dials) + known
+    torch.testing.assert_close(told, without + known)
+    assert torch.equal(twice[0], told[0])  # the first step has seen nothing
+    assert not torch.allclose(twice[1], told[1], atol=1e-3)
+
+
 def test_realism_zero_ignores_the_noise_and_one_does_not() -> None:
     codec = small_codec()
     prompt, s, q = torch.randn(1, 20, 4, 4), torch.randn(1, 4), torch.tensor([60])
