@@ -25,9 +25,13 @@ from export.texture import (
     COARSE,
     GRID,
     GRID_LIMIT,
+    GRID_MOST,
+    GRID_SURE,
+    GRID_TEXTURE,
     TEXTURES,
     between,
     coarse_gain,
+    grid_chance,
     grid_filter,
     grid_gain,
     grid_window,
@@ -353,16 +357,33 @@ class Degrid(nn.Module):
         self.coarse_pixels = FixedConv2d(pixels, stride=COARSE)
         self.coarse_gain, self.between = FixedConv2d(gain), FixedConv2d(lines, padding=1)
         self.mean, self.coarse_mean = _block_mean(GRID**2), _block_mean(COARSE**2)
+        self.within = FixedConv2d(torch.full((1, GRID**2, 1, 1), 1 / GRID**2))
+        self.around = _block_mean(1)
 
     def forward(self, bands: Tensor) -> Tensor:
         """Float32."""
         with torch.autocast(bands.device.type, enabled=False):
             bands = bands.float()
             grey, ll2 = _beyond(bands, 1), _beyond(self.ll2(bands), COARSE)
-            fine = self.bands(self.mean(_weak(self.pixels(grey))))
+            fine = self.bands(self._alike(self.pixels(grey)))
             coarse = self.coarse_mean(_weak(self.coarse_pixels(ll2)))
             lines = self.between(F.pixel_shuffle(self.coarse_gain(coarse), COARSE))
             return F.pixel_shuffle(fine, 2) + lines  # type: ignore[no-any-return]
+
+    def _alike(self, rough: Tensor) -> Tensor:
+        """What the blocks around each have in common, of what is rough in each, [B, 64, h, w].
+
+        What is weak always; what is stronger as far as blocks agree by more than chance: the mean
+        of unlike ones keeps a 28th of their squares, that of a grid all.
+        """
+        usual = self.around(self.within(rough.clamp(-GRID_MOST, GRID_MOST).abs()))
+        limit = (GRID_TEXTURE * usual).clamp(min=1)
+        known = _weak(rough / limit) * limit
+        weak, strong = self.mean(torch.cat([_weak(rough), known])).chunk(2)
+        by_chance = grid_chance() * self.around(self.within(known.square()))
+        agreed = self.within(strong.square()) + 1e-6
+        sure = (2 - GRID_SURE * by_chance / agreed).clamp(0, 1)
+        return weak + sure * (strong - weak)  # type: ignore[no-any-return]
 
 
 def _block_mean(channels: int) -> FixedConv2d:

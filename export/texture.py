@@ -8,7 +8,9 @@ student says how much of each texture there is at every place.
 And where a network of bands is to give a smooth picture, what it gets wrong it gets wrong in every
 block alike: lines 4 pixels apart, 8 where it works at H/8, and 16. They are a mean over blocks of
 what differs within a block, which photographs do not have, and are taken off (`grid_filter`,
-`grid_window`, `grid_gain`): those of up to 8 pixels from pixels, those of 16 from ll2.
+`grid_window`, `grid_gain`): those of up to 8 pixels from pixels, those of 16 from ll2. In hair and
+cloth, of which few bytes tell little, they may be stronger than what an edge is told by: there they
+are known by how much more alike blocks are than chance would have them.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ _SIZE = 64  # of the plane of frequencies that they are drawn in
 GRID = 8  # pixels, after which it begins again
 COARSE = 4  # coefficients of ll2, after which the coarse grid does
 GRID_LIMIT = 2.0  # grey levels: what differs by more is an edge, and no part of a grid
+# Where blocks agree by more than chance, what is stronger is a grid of up to 8 pixels too: up to so
+# many times what is usual around there, of which no more than so much counts (of GRID_LIMIT).
+GRID_TEXTURE, GRID_MOST = 2.5, 8.0
+GRID_SURE = 6.0  # times chance from which on that is certain; half of it is nothing
 _GRID_BLUR = 1.75  # pixels: what is smoother is no part of it either
 _GRID_BLOCKS = 7  # to a side, that the mean is of
 
@@ -87,6 +93,11 @@ def grid_window() -> NDArray[np.float32]:
     along = np.hanning(_GRID_BLOCKS + 2)[1:-1]
     window = np.outer(along, along)
     return (window / window.sum()).astype(np.float32)
+
+
+def grid_chance() -> float:
+    """The share of its square that the mean of unlike blocks keeps, by `grid_window`."""
+    return float(np.square(grid_window()).sum())
 
 
 def texture_filters() -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from .models import (
     installed,
     load_model,
 )
-from .rate import Search, estimate_bytes, find_quality
+from .rate import Search, estimate_bytes, find_quality, least_bytes
 from .recognition import Likeness
 from .refinement import LIKENESS, refine
 from .sampler import Prompt, Schedule, sample
@@ -44,10 +44,8 @@ _SLACK = 6.0  # bits of a budget that are left to the range coder's ending
 _NEAR_SMALLEST = 16  # bytes over the smallest file, within which other scales are looked at
 _LOW_QUALITIES = 24  # quarter steps among which the smallest file is looked for
 _PLAIN = 1.4  # times the estimated bytes of the whole base: a budget for a residual as well
-# What a picture takes, from one of half its sides; for photographs of faces and of other things.
-_PER_OCTAVE = 0.062  # bytes, about as few as there are, by its finest coefficients: of log2(1 +
-_FINE = 64  # times a coefficient over the mean step)
-_LARGER = 2.3  # times as many as the smaller one's at that quality, by its latents: 2.3 to 4
+# At a quality a picture takes 2.3 to 4 times what is expected of its half, by the latents of that.
+_LARGER = 2.3
 _ESTIMATE_EVERY = 21  # quarter steps between the qualities at which bytes are estimated
 
 
@@ -157,7 +155,8 @@ class Encoder:
         plan = [(scale, floors[scale], highest) for scale in larger if scale >= start]
         plan.append((last, 0, highest))
         # Reached only where the smallest scale does not fit, as it may on tiny images.
-        plan += [(scale, 0, floors[scale] - 1) for scale in reversed(larger) if floors[scale] > 0]
+        tops = {scale: floors[scale] - 1 if scale >= start else highest for scale in larger}
+        plan += [(scale, 0, tops[scale]) for scale in reversed(larger) if tops[scale] >= 0]
         lowest: dict[int, int] = {}
         for scale, low, high in plan:
             latents = scales.latents(scale)
@@ -188,9 +187,7 @@ class Encoder:
             if math.prod(scales.size(scale)) <= REFERENCE_SIDE**2:
                 continue
             step = float(self._model.entropy.steps(floors[scale])[base].mean())
-            fine = scales.bands(scale + 1)[FINE_BANDS]
-            octaves = float(np.log2(1 + np.abs(fine) * (_FINE / step)).sum())
-            if limit >= _PER_OCTAVE * octaves:
+            if limit >= least_bytes(scales.bands(scale + 1)[FINE_BANDS], step):
                 continue
             ((_, log_bytes),) = self._estimate(scales.latents(scale + 1), [floors[scale]])
             if _LARGER * math.exp(log_bytes) > limit:
@@ -636,7 +633,8 @@ class _Scales:
 
     def size(self, scale: int) -> tuple[int, int]:
         """Height and width that are coded."""
-        return bitstream.coded_size(*self._image.shape[:2], scale)
+        height, width = self._image.shape[:2]
+        return bitstream.coded_size(height, width, scale)
 
     def bands(self, scale: int) -> Array:
         """float32 [48, h, w]."""

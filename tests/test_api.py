@@ -206,6 +206,18 @@ def test_quality_and_budget_both_bind(encoder: Encoder, portrait: np.ndarray) ->
     assert len(tight) <= 500
 
 
+def test_more_steps_keep_what_a_residual_tells(
+    encoder: Encoder, engine: str, portrait: np.ndarray
+) -> None:
+    """Later steps draw none of it again, of which there is much at this quality."""
+    data = encoder.encode(portrait, quality=50)
+    one, two, four = (
+        cv2.PSNR(portrait, Decoder(engine=engine, threads=1, num_steps=steps).decode(data))
+        for steps in (1, 2, 4)
+    )
+    assert one > 36 and min(two, four) > one - 0.2
+
+
 @pytest.mark.parametrize("floor", [0.0, 6.25, 20.0])
 def test_small_budgets_go_down_the_scales(
     engine: str,

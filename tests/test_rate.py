@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from fasdiff_edge.rate import RatePrior, estimate_bytes, find_quality
+from fasdiff_edge.rate import RatePrior, estimate_bytes, find_quality, least_bytes
 
 HIGHEST = 252
 KNOTS = range(0, HIGHEST + 1, 21)
@@ -172,3 +172,15 @@ def test_a_part_of_the_positions_tells_of_all(shape: tuple[int, int, int]) -> No
     ((_, part),) = estimate_bytes(latents, lambda _: steps, [7], prior)
     whole = prior.log_bytes(latents.reshape(96, -1), steps[:, 0])
     assert part == pytest.approx(whole, abs=0.02)
+
+
+def test_least_bytes_are_of_all_positions_and_grow_with_detail_and_quality() -> None:
+    random = np.random.default_rng(2)
+    fine = random.laplace(0.0, 0.02, (36, 64, 64)).astype(np.float32)
+    found = least_bytes(fine, 13.0)
+    expected = 0.062 * float(np.log2(1 + 64 * np.abs(fine) / 13.0).sum())
+    assert found == pytest.approx(expected, rel=0.03)
+    assert least_bytes(np.tile(fine, (1, 2, 2)), 13.0) == pytest.approx(4 * found, rel=0.05)
+    assert least_bytes(2 * fine, 13.0) == pytest.approx(least_bytes(fine, 6.5), rel=1e-6)
+    assert least_bytes(2 * fine, 13.0) > found > least_bytes(fine, 26.0)
+    assert least_bytes(0 * fine, 13.0) == 0

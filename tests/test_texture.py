@@ -136,6 +136,24 @@ def test_lines_16_pixels_apart_are_taken_off() -> None:
         assert away.abs().max() < 0.01 * lines.abs().max()
 
 
+def test_a_strong_grid_is_taken_off_where_there_is_texture() -> None:
+    """Dots in hair. The texture stays, and so does what is alike in a few blocks alone."""
+    torch.manual_seed(0)
+    hair = (60 + 8 * torch.randn(1, 1, 320, 320)).expand(1, 3, -1, -1)
+    dots = F.avg_pool2d(F.pad(torch.randn(1, 1, GRID, GRID), [1] * 4, "circular"), 3, 1)[0, 0]
+    dots *= 8 / dots.std()
+    grid = (dots - dots.mean()).repeat(40, 40)
+    inner = (..., slice(96, -96), slice(96, -96))
+    quiet = without_grid(hair)[inner]
+    left = (without_grid(hair + grid)[inner] - quiet).square().mean()
+    assert float(left) < 0.06 * float(grid.square().mean())
+    assert float((quiet - hair[inner]).square().mean()) < 0.02 * float(hair[inner].var())
+    few = hair.clone()
+    few[..., 152:168, 152:168] += grid[:16, :16]
+    moved = without_grid(few)[inner] - quiet - (few - hair)[inner]
+    assert float(moved.abs().max()) < 0.1 * float(grid.abs().max())
+
+
 @pytest.mark.parametrize("size", [16, 48])
 def test_the_smallest_pictures_can_lose_their_grid(size: int) -> None:
     image = torch.full((1, 3, size, size), 90.0)
