@@ -31,7 +31,7 @@ def main() -> int:
     capture = cv2.VideoCapture(int(args.source) if args.source.isdigit() else args.source)
     if not capture.isOpened():
         sys.exit(f"cannot open {args.source}")
-    encoder, decoder = Encoder(), Decoder()
+    codec: tuple[Encoder, Decoder] | None = None
     video = None
     count = 0
     while not args.frames or count < args.frames:
@@ -42,6 +42,11 @@ def main() -> int:
             x, y, width, height = map(int, args.box.split(","))
             frame = frame[y : y + height, x : x + width]
         try:
+            if codec is None:
+                # all frames have one size: the networks may be compiled for it
+                size = (frame.shape[0], frame.shape[1])
+                codec = Encoder(size=size), Decoder(size=size)
+            encoder, decoder = codec
             data = encoder.encode(frame[:, :, ::-1], max_bytes=args.max_bytes)  # BGR to RGB
         except FasdiffError as error:
             sys.exit(f"frame {count}: {error}")

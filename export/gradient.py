@@ -197,13 +197,11 @@ class Adjoint:
         kept = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         block = kept["blocksize"]
         blocks = self.node("SpaceToDepth", [gradient], blocksize=block)
-        # SpaceToDepth puts blocks first, pixel shuffling channels
-        order = np.arange(self.shapes[node.output[0]][1] * block**2).reshape(block**2, -1).T
-        if kept.get("mode") != b"CRD":
-            raise ValueError(f"{node.output[0]} is not a pixel shuffle")
-        self.give(
-            node.input[0], self.node("Gather", [blocks, self.constant(order.ravel())], axis=1)
-        )
+        # SpaceToDepth puts blocks first; pixel shuffling, channels
+        if kept.get("mode") == b"CRD":
+            order = np.arange(self.shapes[node.output[0]][1] * block**2).reshape(block**2, -1).T
+            blocks = self.node("Gather", [blocks, self.constant(order.ravel())], axis=1)
+        self.give(node.input[0], blocks)
 
 
 def gradient_of(synthesis: onnx.ModelProto) -> onnx.ModelProto:

@@ -186,7 +186,7 @@ def coarse_weights() -> tuple[Tensor, Tensor, Tensor]:
 def _grey_places() -> Tensor:
     """A weight that puts grey's bands among all, [48, 16, 1, 1]; transposed, it picks them.
 
-    Engines pick channels faster so than by their numbers.
+    Engines pick channels of what they have computed faster so than by their numbers.
     """
     return torch.eye(NUM_BANDS)[:, GREY, None, None]
 
@@ -223,16 +223,23 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(h))  # type: ignore[no-any-return]
 
 
-def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
-    """FiLM: x * (1 + tanh(scale)) + shift, scale_shift [B, 2C]; unbounded, a rare s exploded."""
+def modulate(x: Tensor, scale_shift: Tensor, gain: Tensor | None = None) -> Tensor:
+    """FiLM: x * (1 + tanh(scale)) + shift, scale_shift [B, 2C]; unbounded, a rare s exploded.
+
+    gain: [C, 1, 1], which the product is multiplied by, and which the shift is expected to hold.
+    """
     scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
-    return x * (1 + torch.tanh(scale)) + shift
+    scale = 1 + torch.tanh(scale)
+    if gain is not None:
+        scale = scale * gain
+    return x * scale + shift
 
 
-# What is INT8 in a quantised model; True: outputs as well as inputs. The first convolution of the
-# student and those that give latents and ll2 stay float: they span more than 8 bits; so does ll2 in
-# the first of the analysis (`SplitConv2d`). Outputs of the student's last blocks do too: a value
-# between two levels may fall on either, by engine, and nothing evens it out.
+# What is INT8 in a quantised model; True: outputs as well as inputs. The convolutions that give
+# latents stay float: they span more than 8 bits; so does ll2 in the first of the analysis
+# (`SplitConv2d`). Outputs of the student's last blocks do too: a value between two levels may fall
+# on either, by engine, and nothing evens it out. Its first convolution and that of ll2 need what
+# `export/second_order.py` does.
 QUANTISED = {
     "g_a.fuse": False,
     "g_a.b4": True,
@@ -240,6 +247,7 @@ QUANTISED = {
     "g_a.b8": True,
     "g_a.down16": False,
     "g_a.b16": True,
+    "g_s.prompt": False,
     "g_s.b16": True,
     "g_s.noise16": False,
     "g_s.noise8": False,
@@ -248,6 +256,7 @@ QUANTISED = {
     "g_s.b8": True,
     "g_s.up4": False,
     "g_s.b4": False,
+    "g_s.low": False,
     "g_s.high": False,
     "g_s.texture": False,
     "g_s.amounts": False,
@@ -285,6 +294,7 @@ class Analysis(nn.Module):
     """
 
     scale: Tensor
+    low_gain: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -418,6 +428,7 @@ class Student(nn.Module):
     """
 
     scale: Tensor
+    low_gain: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -433,6 +444,8 @@ class Student(nn.Module):
         )
         self.time = nn.Linear(2 * TIME_OCTAVES, c.conditions, bias=False)
         nn.init.zeros_(self.time.weight)
+        # what the channels that `low` sees are multiplied by, for INT8 (`export/second_order.py`)
+        self.register_buffer("low_gain", torch.ones(c.w4, 1, 1))
         self.prompt = conv(e.num_y + e.num_z, c.w16, 3)
         self.residual16 = nn.Conv2d(e.num_residual, c.w16, 1, bias=False)
         self.residual4 = nn.Conv2d(NUM_BANDS, c.w4, 1, bias=False)
@@ -457,15 +470,17 @@ class Student(nn.Module):
         # how much of each texture there is at a place, and the filters that make them of noise
         self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
         self.grain = FixedConv2d(texture_weight(), padding=1)
-        self.grey = FixedConv2d(_grey_places().transpose(0, 1))
-        self.spread = FixedConv2d(_grey_places())
+        # grey's bands in units of their deviations, of others, and among all
+        places, deviations = _grey_places(), band_scale()[0, GREY, 0, 0]
+        self.grey = FixedConv2d(places.transpose(0, 1) / deviations[:, None, None, None])
+        self.spread = FixedConv2d(places * deviations[:, None, None])
         # the noise of grey's high bands once for each texture, and how much of it there is
         noise = torch.eye(len(GREY))[1:, :, None, None]
         self.noise = FixedConv2d(noise.repeat(TEXTURES, 1, 1, 1))
         amounts = torch.eye(TEXTURES)[:, :, None, None]
         self.amounts = FixedConv2d(amounts.repeat_interleave(len(noise), 0))
         self.degrid = Degrid()
-        self.register_load_state_dict_pre_hook(_without_texture)
+        self.register_load_state_dict_pre_hook(_before)
 
     def films(self, condition: Tensor) -> tuple[Tensor, ...]:
         """Scales and shifts [B, 2C] of all that is modulated, in order; of one product for all."""
@@ -513,23 +528,27 @@ class Student(nn.Module):
             h = h + self.residual4(residual_bands)
         for block in self.b4:
             h = block(h, next(films))
-        low = modulate(h, next(films))
+        low = modulate(h, next(films), self.low_gain)
         h = F.relu(modulate(h, next(films)))
         high = self.high(h)
         amounts = self.amounts(self.texture(h))
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
-            low = self.low.float()(F.relu(low).float())
-            bands = torch.cat([low, high.float()], 1)
+            low = self.low(F.relu(low).float()) * self.scale[:, :LOW]
+            bands = torch.cat([low, high.float() * self.scale[:, LOW:]], 1)
             grey = self.grey(bands)
-            noise = noise_within(self.grey(x_t), t, grey) * _texture_gain(t)
+            noise = noise_within(x_t[:, GREY], t, grey) * _texture_gain(t)
             grain = self.grain(amounts.float() * self.noise(noise))
-            of_grey = self.spread(grain + self.degrid(grey))
-        return (bands + of_grey) * self.scale
+            return bands + self.spread(grain + self.degrid(grey))  # type: ignore[no-any-return]
 
 
-def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Let a Student load a checkpoint of before it had textures, or these: it draws none then."""
+def _before(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a Student load a checkpoint of before it had textures, or these: it draws none then.
+
+    And one of before it had `low_gain`.
+    """
+    assert isinstance(module, Student)
+    state.setdefault(f"{prefix}low_gain", torch.ones_like(module.low_gain))
     for name, value in module.state_dict().items():
         key = f"{prefix}{name}"
         of_textures = name.startswith(("texture.", "amounts.", "noise.", "grain."))

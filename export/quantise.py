@@ -28,6 +28,7 @@ from export.diffusion import condition_of, decode
 from export.equalise import equalise
 from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
 from export.quantised import ActivationQuantiser, QuantisedConv2d, SplitConv2d, quantisers
+from export.second_order import SECOND_ORDER, even_out, round_to_inputs
 
 CALIBRATION_STEPS = 2
 CALIBRATION_BATCHES = 6
@@ -86,6 +87,8 @@ def quantised_state(state: dict[str, Any], faces: list[Face]) -> dict[str, Any]:
     equalise(codec, lambda codec: look_at(codec, batches))
     found = quantised_copy(codec)
     calibrate(found, batches)
+    even_out(found, lambda codec: look_at(codec, batches))
+    round_to_inputs(found, SECOND_ORDER, lambda codec: look_at(codec, batches))
     return state_with(state, found)
 
 
@@ -154,10 +157,11 @@ class _Surgeon:
             whole = np.rint(biases / of_bias).astype(np.int32)
             before.append(self.dequantised(f"{bias[0]}_int32", whole, of_bias))
             node.input.append(f"{bias[0]}_int32")
-        if layer.output is not None:
+        output = layer.input if layer.copies else layer.output
+        if output is not None:
             name = node.output[0]
             node.output[0] = f"{name}_raw"
-            self.after[index] = self.around(f"{name}_raw", name, layer.output)
+            self.after[index] = self.around(f"{name}_raw", name, output)
 
     def finish(self) -> None:
         nodes = []

@@ -58,6 +58,17 @@ class _Graph:
             return None
         return float(self.values[node.input[1]])
 
+    def parameter(self, node: onnx.NodeProto, place: int) -> Tensor:
+        """An input of a convolution, its outputs in the codec's order; see `blocks_first`."""
+        found = self.value(node.input[place])
+        for reader in self.nodes:
+            if reader.op_type == "DepthToSpace" and reader.input[0] == node.output[0]:
+                kept = {a.name: onnx.helper.get_attribute_value(a) for a in reader.attribute}
+                if kept["mode"] == b"DCR":
+                    blocks = found.reshape(kept["blocksize"] ** 2, -1, *found.shape[1:])
+                    found = np.ascontiguousarray(blocks.swapaxes(0, 1)).reshape(found.shape)
+        return torch.from_numpy(found)
+
     def layer(self, name: str) -> str:
         """The codec's name of a layer of the graph."""
         return f"{self.part}{name.removeprefix(f'codec.{self.part}')}"
@@ -103,9 +114,9 @@ def _convolution(graph: _Graph, node: onnx.NodeProto, layers: dict[str, nn.Modul
             return
     if not isinstance(layer, nn.Conv2d | QuantisedConv2d):
         raise ValueError(f"{name} is not rounded in the graph")
-    layer.weight.copy_(torch.from_numpy(graph.value(node.input[1])))
+    layer.weight.copy_(graph.parameter(node, 1))
     if layer.bias is not None:
-        layer.bias.copy_(torch.from_numpy(graph.value(node.input[2])))
+        layer.bias.copy_(graph.parameter(node, 2))
 
 
 def _linear(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
@@ -147,8 +158,9 @@ def read_graphs(codec: Codec, folder: Path) -> None:
             elif node.op_type == "MatMul":
                 _linear(codec.g_s.time, graph.value(node.input[1]).T)
         for name, buffer in codec.named_buffers():
-            if name.startswith(part) and (known := name.removeprefix(part)) in graph.values:
-                buffer.copy_(torch.from_numpy(graph.values[known].copy()))
+            for known in (name.removeprefix(part), f"codec.{name}"):
+                if name.startswith(part) and known in graph.values:
+                    buffer.copy_(torch.from_numpy(graph.values[known].copy()))
 
 
 def restored(state: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -10,8 +10,10 @@ each. The EMA weights are exported.
 from __future__ import annotations
 
 import argparse
+import collections
 import copy
 import hashlib
+import itertools
 import json
 import tempfile
 from collections.abc import Sequence
@@ -92,6 +94,49 @@ def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def blocks_first(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Order the outputs of convolutions as DepthToSpace takes them at once, in place.
+
+    `F.pixel_shuffle` takes a channel's four from neighbours. Engines compute channels last: all
+    of a pixel are copied in one run where each of the four has its own block of channels.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    initialisers = {i.name: i for i in graph.initializer}
+    readers = collections.Counter(name for node in graph.node for name in node.input)
+
+    def constants(name: str) -> list[TensorProto]:
+        """What a weight or bias is made of; nothing if it is computed or shared."""
+        if readers[name] > 1:
+            return []
+        if name in initialisers:
+            return [initialisers[name]]
+        maker = makers[name]
+        if maker.op_type == "Constant":
+            return [maker.attribute[0].t]
+        if maker.op_type != "DequantizeLinear":
+            return []
+        return [tensor for part in maker.input for tensor in constants(part)]
+
+    for node in graph.node:
+        if node.op_type != "DepthToSpace":
+            continue
+        maker = makers.get(node.input[0])
+        if maker is None or maker.op_type != "Conv" or readers[node.input[0]] > 1:
+            continue
+        parts = [constants(name) for name in maker.input[1:]]
+        if not all(parts):
+            continue
+        size = next(a.i for a in node.attribute if a.name == "blocksize")
+        for tensor in itertools.chain(*parts):
+            value = numpy_helper.to_array(tensor)
+            moved = value.reshape(-1, size**2, *value.shape[1:]).swapaxes(0, 1)
+            moved = np.ascontiguousarray(moved.reshape(value.shape))
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+        next(a for a in node.attribute if a.name == "mode").s = b"DCR"
+    return model
+
+
 def export_graph(
     module: nn.Module,
     inputs: dict[str, Tensor],
@@ -116,7 +161,7 @@ def export_graph(
         model = onnx.load(str(raw))
     if layers:
         to_qdq(model, layers)
-    onnx.save(halve_initialisers(model), str(path))
+    onnx.save(halve_initialisers(blocks_first(model)), str(path))
 
 
 def export_model(

@@ -1,9 +1,10 @@
 """Latency on this machine, stage by stage: what `fasdiff bench` measures.
 
 Every configuration (engine, precision, threads, size, steps) is measured in a process of its own,
-so that memory and cold start are its own too: verified, warmed up, then timed. Cold start is from
-the launch of a process to its first decoded image, interpreter and imports included. Timing the
-stages is part of the runtime (`stages`); nothing is measured that users do not run.
+so that memory and cold start are its own too: verified, warmed up, then timed. Encoder and decoder
+are made for that size, as a camera's are. Cold start is from the launch of a process to its first
+decoded image, interpreter and imports included, with a decoder of any size. Timing the stages is
+part of the runtime (`stages`); nothing is measured that users do not run.
 """
 
 from __future__ import annotations
@@ -121,14 +122,16 @@ def measure(configuration: Configuration, picture: Path, options: dict[str, Any]
 
     Args:
       picture: an image file, of the size of the configuration.
-      options: "models" as `by_precision` gives them, "max_bytes", "effort", "repeats".
+      options: "models" as `by_precision` gives them, "max_bytes", "effort", "repeats", "any_size":
+        leave `size` of encoder and decoder out.
     Raises:
       FasdiffError: the codec does not do what is being timed.
     """
     c, budget = configuration, options["max_bytes"]
     model = options["models"][c.precision]
-    encoder = Encoder(model, c.engine, c.threads, options["effort"])
-    decoder = Decoder(model, c.engine, c.steps, threads=c.threads)
+    size = None if options["any_size"] else (c.size, c.size)
+    encoder = Encoder(model, c.engine, c.threads, options["effort"], size)
+    decoder = Decoder(model, c.engine, c.steps, threads=c.threads, size=size)
     image = read_picture(picture.read_bytes())
     data = encoder.encode(image, max_bytes=budget)
     if len(data) > budget or decoder.decode(data).shape != image.shape:

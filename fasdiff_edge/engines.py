@@ -25,6 +25,7 @@ from .errors import EngineError, ModelError, OptionError
 from .frequency import aligned
 
 Arrays = Mapping[str, NDArray[np.float32]]
+Shapes = Mapping[str, Sequence[int]]  # of inputs, by name
 _WITH_ROW = {"bands"}  # outputs of the graphs; see `_add_rows`
 # OpenVINO's operators that give 0 of 0 and constants, for `_leave_out`
 _KEEP_ZERO = {"Convert", "Convolution", "DepthToSpace", "Divide", "Gather", "Multiply", "Reshape"}
@@ -60,46 +61,85 @@ class OpenVinoGraph:
 
     left_out: str | None = None
 
-    def __init__(self, model: bytes, threads: int | None, without: str | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        threads: int | None,
+        without: str | None = None,
+        shapes: Sequence[Shapes] = (),
+    ) -> None:
         try:
             openvino: Any = importlib.import_module("openvino")
         except ImportError as error:
             raise EngineError(f"the engine OpenVINO is not installed: {error}") from error
-        config: dict[str, Any] = {
+        self._config: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32",
             "EXECUTION_MODE_HINT": "ACCURACY",
             "PERFORMANCE_HINT": "LATENCY",
         }
         if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
+            self._config["INFERENCE_NUM_THREADS"] = threads
+        self._lock = threading.Lock()
+        self._compiled: dict[int | None, _Requests] = {}  # by the place in `_shapes`
         try:
-            core = openvino.Core()
-            read = core.read_model(model)
-            if without is not None and _leave_out(read, without):
+            self._core = openvino.Core()
+            self._model = self._core.read_model(model)
+            if without is not None and _leave_out(self._model, without):
                 self.left_out = without
-            _add_rows(openvino, read)
-            self._compiled: Any = core.compile_model(read, "CPU", config)
+            _add_rows(openvino, self._model)
+            _round_in_passing(openvino, self._model)
+            self.inputs: Sequence[str] = [port.get_any_name() for port in self._model.inputs]
+            self.outputs: Sequence[str] = [port.get_any_name() for port in self._model.outputs]
+            self._shapes = [
+                {name: tuple(one[name]) for name in self.inputs if name in one} for one in shapes
+            ]
+            self._requests(0 if self._shapes else None)
         except Exception as error:
             raise EngineError(f"OpenVINO cannot load the graph: {_line(error)}") from error
-        self.inputs: Sequence[str] = [port.get_any_name() for port in self._compiled.inputs]
-        self.outputs: Sequence[str] = [port.get_any_name() for port in self._compiled.outputs]
-        self._lock = threading.Lock()
-        self._idle: list[Any] = []  # infer requests; each serves one call at a time
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
-        with self._lock:
-            request = self._idle.pop() if self._idle else None
+        place = None
+        for index, shapes in enumerate(self._shapes):
+            if all(arrays[name].shape == shape for name, shape in shapes.items()):
+                place = index
+                break
         try:
-            request = request or self._compiled.create_infer_request()
-            request.infer(dict(arrays), share_inputs=True)
-            results = {}
-            for name in self.outputs:
-                data = request.get_tensor(name).data
-                copied = aligned(data.shape)
-                np.copyto(copied, data)
-                results[name] = copied[:, :, :-1] if name in _WITH_ROW else copied
+            return self._requests(place).run(arrays, self.outputs)
         except Exception as error:
             raise EngineError(f"OpenVINO cannot run the graph: {_line(error)}") from error
+
+    def _requests(self, place: int | None) -> _Requests:
+        """For inputs of these shapes, or of any; compiled when the first come."""
+        with self._lock:
+            if place not in self._compiled:
+                model = self._model
+                if place is not None:
+                    model = model.clone()
+                    model.reshape({name: list(v) for name, v in self._shapes[place].items()})
+                compiled = self._core.compile_model(model, "CPU", self._config)
+                self._compiled[place] = _Requests(compiled)
+            return self._compiled[place]
+
+
+class _Requests:
+    """Infer requests of a compiled graph; each serves one call at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+
+    def run(self, arrays: Arrays, outputs: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        with self._lock:
+            request = self._idle.pop() if self._idle else None
+        request = request or self._compiled.create_infer_request()
+        request.infer(dict(arrays), share_inputs=True)
+        results = {}
+        for name in outputs:
+            data = request.get_tensor(name).data
+            copied = aligned(data.shape)
+            np.copyto(copied, data)
+            results[name] = copied[:, :, :-1] if name in _WITH_ROW else copied
         with self._lock:
             self._idle.append(request)
         return results
@@ -160,6 +200,26 @@ def _add_rows(openvino: Any, model: Any) -> None:
         result.input(0).replace_source_output(padded)
 
 
+def _round_in_passing(openvino: Any, model: Any) -> None:
+    """Let what others need unrounded be rounded by another operation, in place.
+
+    The CPU plugin rounds in the operation that gives a value, unless that value has other readers;
+    then it does by itself, and channels-last takes two to three times as long as it need. So it
+    gets an operation to do it in, the maximum with the lowest value there is a level for, which
+    changes nothing.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "FakeQuantize":
+            continue
+        source = node.input(0).get_source_output()
+        given = source.get_node().get_type_name() in ("Parameter", "Constant")
+        if given or len(source.get_target_inputs()) == 1:
+            continue
+        lowest = node.input(1).get_source_output()
+        passed = openvino.opset12.maximum(source, lowest)
+        node.input(0).replace_source_output(passed.output(0))
+
+
 class OnnxRuntimeGraph:
     """A graph in ONNX Runtime; a session is thread-safe by itself.
 
@@ -170,7 +230,13 @@ class OnnxRuntimeGraph:
     provider = "CPUExecutionProvider"
     left_out: str | None = None
 
-    def __init__(self, model: bytes, threads: int | None, without: str | None = None) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        threads: int | None,
+        without: str | None = None,
+        shapes: Sequence[Shapes] = (),
+    ) -> None:
         try:
             onnxruntime: Any = importlib.import_module("onnxruntime")
         except ImportError as error:
@@ -303,7 +369,13 @@ def choose_engine(engine: str) -> str:
     return "openvino" if x86 and importlib.util.find_spec("openvino") else "onnxruntime"
 
 
-def load_graph(model: bytes, engine: str, threads: int | None, without: str | None = None) -> Graph:
+def load_graph(
+    model: bytes,
+    engine: str,
+    threads: int | None,
+    without: str | None = None,
+    shapes: Sequence[Shapes] = (),
+) -> Graph:
     """Load a graph.
 
     Args:
@@ -314,6 +386,9 @@ def load_graph(model: bytes, engine: str, threads: int | None, without: str | No
       without: an input that is to be zero, and that changes nothing then. OpenVINO leaves it out,
         with the work that it would make: the graph has it as `left_out`. Elsewhere it is still
         among the `inputs`, to be given.
+      shapes: of inputs, by name, that OpenVINO compiles the graph for, which runs sooner so: the
+        first at once, others when such inputs come, as it does once for those of all other shapes.
+        Names of no input are left out. Elsewhere it changes nothing.
     Raises:
       OptionError: unknown engine, or a profile that cannot be read.
       EngineError: the engine is not installed or refuses the graph.
@@ -323,7 +398,7 @@ def load_graph(model: bytes, engine: str, threads: int | None, without: str | No
         measured = profile.applicable()
         if measured is not None and measured.engine == name:
             threads = measured.threads
-    return _ENGINES[name](model, threads, without)
+    return _ENGINES[name](model, threads, without, shapes)
 
 
 def check_ports(graph: Graph, inputs: list[str], outputs: list[str]) -> None:

@@ -413,12 +413,42 @@ def test_only_bytes_are_decoded(decoder: Decoder, data: Any) -> None:
         ({"threads": 0}, "threads is 0"),
         ({"threads": 1.5}, "threads is 1.5"),
         ({"max_pixels": 0}, "max_pixels is 0"),
+        ({"size": 256}, r"size is 256; \(height, width\) must be 32\.\.4096 pixels"),
+        ({"size": (256,)}, r"size is \(256,\)"),
+        ({"size": (256, 5000)}, r"size is \(256, 5000\)"),
+        ({"size": (256, 31.5)}, r"size is \(256, 31.5\)"),
         ({"engine": "gpu"}, "engine is 'gpu'"),
     ],
 )
 def test_refused_options(options: dict[str, Any], reason: str) -> None:
     with pytest.raises(OptionError, match=reason):
         Decoder(**options)
+
+
+# -- one size ----
+
+
+@pytest.mark.parametrize("quality", [16, 50])
+def test_a_codec_made_for_a_size_agrees_and_takes_others(
+    encoder: Encoder, engine: str, draw_portrait: DrawPortrait, quality: float
+) -> None:
+    """As engines do; and at its own size it gives the same however often it is asked."""
+    of_size = Encoder(engine=engine, threads=1, size=(100, 75))
+    one, other = (Decoder(engine=engine, threads=1, size=size) for size in (None, (100, 75)))
+    for height, width in ((100, 75), (64, 80), (100, 75)):
+        image = draw_portrait(height, width)
+        files = [one.encode(image, quality=quality) for one in (encoder, of_size)]
+        assert len(files[1]) == pytest.approx(len(files[0]), rel=0.02)
+        assert of_size.encode(image, quality=quality) == files[1]
+        for data in files:
+            decoded = other.decode(data)
+            assert decoded.shape == image.shape
+            assert cv2.PSNR(one.decode(data), decoded) >= 45
+            assert np.array_equal(other.decode(data), decoded)
+
+
+def test_a_size_over_the_format_s_limit_is_that_of_its_coded_picture(engine: str) -> None:
+    Decoder(engine=engine, threads=1, size=(4096, 4096))
 
 
 # -- threads and memory ----------------------------------------------------------------------------

@@ -200,7 +200,7 @@ def test_auto_follows_the_profile_of_this_processor(
 
     seen: list[int | None] = []
     monkeypatch.setitem(
-        engines._ENGINES, "onnxruntime", lambda model, threads, without: seen.append(threads)
+        engines._ENGINES, "onnxruntime", lambda model, threads, *_: seen.append(threads)
     )
     engines.load_graph(b"", "auto", None)
     engines.load_graph(b"", "auto", 3)

@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import openvino
 import pytest
 
-from fasdiff_edge import EngineError, OptionError
+from fasdiff_edge import EngineError, OptionError, engines
 from fasdiff_edge.engines import CPU_ENGINE_NAMES, available_engines, choose_engine, load_graph
 from fasdiff_edge.models import ANALYSIS, GRADIENT, SYNTHESIS, Model
 
@@ -223,6 +225,118 @@ def test_an_input_that_is_zero_is_left_out_with_its_work(
 def test_an_input_whose_zeros_say_something_stays(model: Model, name: str, reason: str) -> None:
     with pytest.raises(EngineError, match=reason):
         load_graph(model.read(SYNTHESIS), "openvino", 1, name)
+
+
+def test_a_graph_for_some_shapes_takes_others_too(engine: str, model: Model) -> None:
+    data = model.read(ANALYSIS)
+    plain = load_graph(data, engine, 1)
+    graph = load_graph(data, engine, 1, shapes=[{"bands": (1, 48, 16, 12), "x_t": (1, 48, 8, 8)}])
+    assert list(graph.inputs) == list(plain.inputs) and list(graph.outputs) == list(plain.outputs)
+    for size in ((16, 12), (24, 8), (16, 12)):
+        inputs = analysis_inputs(*size)
+        found, expected = graph.run(inputs), plain.run(inputs)
+        for name, value in expected.items():
+            assert found[name].shape == value.shape
+            off = np.abs(found[name] - value)
+            assert off.mean() < 0.05 * np.abs(value).mean() + 1e-6, name
+
+
+def test_only_openvino_compiles_for_shapes_and_for_any_when_they_come(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[bool] = []
+    core = openvino.Core
+
+    class Counting(core):  # type: ignore[misc, valid-type]
+        def compile_model(self, read: Any, *arguments: Any) -> Any:
+            compiled.append(read.is_dynamic())
+            return super().compile_model(read, *arguments)
+
+    monkeypatch.setattr(openvino, "Core", Counting)
+    shapes = [{"bands": (1, 48, 16, 12)}, {"bands": (1, 48, 8, 8)}]
+    graph = load_graph(model.read(ANALYSIS), "openvino", 1, shapes=shapes)
+    graph.run(analysis_inputs(16, 12))
+    assert compiled == [False]
+    for _ in range(2):
+        graph.run(analysis_inputs(24, 8))
+        graph.run(analysis_inputs(16, 12))
+    assert compiled == [False, True]
+    for _ in range(2):
+        graph.run(analysis_inputs(8, 8))
+    assert compiled == [False, True, False]
+    load_graph(model.read(ANALYSIS), "openvino", 1)
+    assert compiled == [False, True, False, True]
+
+
+def test_shapes_that_a_graph_cannot_have_are_an_error(model: Model) -> None:
+    with pytest.raises(EngineError, match="OpenVINO cannot load the graph"):
+        load_graph(model.read(ANALYSIS), "openvino", 1, shapes=[{"bands": (1, 47, 16, 12)}])
+
+
+def rounded_graph() -> bytes:
+    """x, twice x rounded to whole numbers within -4..3, and its square rounded so: three outputs.
+
+    Twice x is read unrounded as well, its square is not.
+    """
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node
+    nodes = [node("Add", ["x", "x"], ["double"]), node("Mul", ["x", "x"], ["square"])]
+    for name in ("x", "double", "square"):
+        scaled = [f"{name}_whole", "step", "zero"]
+        nodes += [
+            node("QuantizeLinear", [name, "step", "zero"], [f"{name}_whole"]),
+            node("DequantizeLinear", scaled, [f"{name}_rounded"]),
+        ]
+    nodes.append(node("Sub", ["double", "double_rounded"], ["left"]))
+    names = ("x_rounded", "left", "square_rounded")
+    graph = onnx.helper.make_graph(
+        nodes,
+        "rounded",
+        [value("x", onnx.TensorProto.FLOAT, [1, 8, 4, 4])],
+        [value(name, onnx.TensorProto.FLOAT, [1, 8, 4, 4]) for name in names],
+        [
+            onnx.helper.make_tensor("step", onnx.TensorProto.FLOAT, [], [0.125]),
+            onnx.helper.make_tensor("zero", onnx.TensorProto.INT8, [], [0]),
+        ],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_only_what_others_read_is_rounded_in_passing() -> None:
+    data = rounded_graph()
+    x = np.random.default_rng(0).normal(0, 9, (1, 8, 4, 4)).astype(np.float32)
+    model = openvino.Core().read_model(data)
+    engines._round_in_passing(openvino, model)
+    (passed,) = (n for n in model.get_ordered_ops() if n.get_type_name() == "Maximum")
+    assert passed.input(0).get_source_output().get_node().get_type_name() == "Add"
+    for name in CPU_ENGINE_NAMES:
+        found = load_graph(data, name, 1).run({"x": x})
+        for key, value in (("x_rounded", x), ("square_rounded", x * x)):
+            expected = np.clip(np.rint(value * 8), -128, 127) / 8
+            np.testing.assert_allclose(found[key], expected, atol=1e-5)
+        rest = 2 * x - np.clip(np.rint(16 * x), -128, 127) / 8
+        np.testing.assert_allclose(found["left"], rest, atol=1e-5)
+
+
+@pytest.mark.parametrize("file", [ANALYSIS, SYNTHESIS])
+def test_rounding_in_passing_changes_nothing(
+    file: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = model.read(file)
+    read = openvino.Core().read_model(data)
+    engines._round_in_passing(openvino, read)
+    assert sum(n.get_type_name() == "Maximum" for n in read.get_ordered_ops()) > 5
+    inputs = analysis_inputs(24, 16) if file == ANALYSIS else synthesis_inputs(model, 6, 4)
+    found = load_graph(data, "openvino", 1).run(inputs)
+    monkeypatch.setattr(engines, "_round_in_passing", lambda *_: None)
+    expected = load_graph(data, "openvino", 1).run(inputs)
+    for name, value in expected.items():
+        # a value between two levels may fall on the other
+        off = np.abs(found[name] - value)
+        assert off.mean() < 2e-3 * np.abs(value).mean() and off.max() < 0.1 * np.abs(value).max()
 
 
 def test_what_a_graph_does_not_have_is_not_left_out(engine: str, model: Model) -> None:

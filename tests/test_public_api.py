@@ -45,6 +45,7 @@ def test_signatures_are_pinned() -> None:
         "engine": (either, "auto"),
         "threads": (either, None),
         "effort": (either, 0),
+        "size": (either, None),
     }
     assert named(fasdiff_edge.Encoder.encode) == {
         "self": (either, empty),
@@ -70,6 +71,7 @@ def test_signatures_are_pinned() -> None:
         "realism": (either, 1.0),
         "threads": (either, None),
         "max_pixels": (either, 2**24),
+        "size": (either, None),
     }
     assert named(fasdiff_edge.Decoder.decode) == {"self": (either, empty), "data": (either, empty)}
 

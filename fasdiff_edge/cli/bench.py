@@ -50,6 +50,11 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--max-bytes", type=int, default=1000, metavar="N", help="budget (1000)")
     parser.add_argument("--effort", type=int, default=0, metavar="N", help="of the encoder (0)")
+    parser.add_argument(
+        "--any-size",
+        action="store_true",
+        help="make encoder and decoder for pictures of any size, not for the one that is timed",
+    )
     parser.add_argument("--repeats", type=int, default=100, metavar="N", help="(100)")
     parser.add_argument(
         "--model",
@@ -127,6 +132,7 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         "models": models,
         "max_bytes": args.max_bytes,
         "effort": args.effort,
+        "any_size": args.any_size,
         "repeats": args.repeats,
     }
     rows = benchmark.configurations(engines, args.threads, args.sizes, models, args.steps)
