@@ -39,8 +39,9 @@ class _Inputs:
 
     def _see(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().float()
-        kernel = tuple(self.layer.weight.shape[2:])
-        columns = F.unfold(x, kernel, padding=self.layer.padding, stride=self.layer.stride)
+        kernel, padding = tuple(self.layer.weight.shape[2:]), self.layer.padding
+        assert not isinstance(padding, str)
+        columns = F.unfold(x, kernel, padding=padding, stride=self.layer.stride)
         columns = columns.transpose(0, 1).flatten(1)
         self.products = self.products + columns @ columns.T
         self.count += columns.shape[1]
@@ -83,14 +84,16 @@ def rounded_weights(weight: Tensor, products: Tensor, steps: Tensor) -> Tensor:
 def _settle_range(layer: QuantisedConv2d, images: list[Tensor], room: float) -> None:
     """Take the range whose rounding and clipping change the outputs least, times `room`."""
     highest = max(float(image.abs().max()) for image in images)
-    at = {"stride": layer.stride, "padding": layer.padding}
+    padding = layer.padding
+    assert not isinstance(padding, str)
     best = math.inf
     for share in _SHARES:
         step = max(highest * share, 1e-6) / ACTIVATION_MAX
         error = 0.0
         for image in images:
             whole = (image / step).round().clamp(-ACTIVATION_MAX - 1, ACTIVATION_MAX)
-            change = F.conv2d(whole * step - image, layer.weight, **at)  # type: ignore[arg-type]
+            off = whole * step - image
+            change = F.conv2d(off, layer.weight, stride=layer.stride, padding=padding)
             error += float(change.square().sum())
         if error < best:
             best = error
