@@ -294,7 +294,6 @@ class Analysis(nn.Module):
     """
 
     scale: Tensor
-    low_gain: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
-from onnx import helper
+from onnx import helper, numpy_helper
 from test_export_networks import small_codec
 from test_quantise import calibrated, images
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from export.networks import split_bands
 from export.quantise import look_at, quantised_copy, to_qdq
 from export.quantised import ACTIVATION_MAX, WEIGHT_MAX, QuantisedConv2d
 from export.second_order import SECOND_ORDER, even_out, round_to_inputs, rounded_weights
-from export.to_onnx import blocks_first
+from export.to_onnx import blocks_first, export_model
 
 
 def related(count: int, seed: int = 0) -> Tensor:
@@ -165,6 +165,22 @@ def test_a_layer_that_sees_nothing_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"g_s\.prompt saw nothing"):
         round_to_inputs(codec, {"g_s.prompt": 1.0}, lambda codec: None)
     assert not codec.get_submodule("g_s.prompt")._forward_pre_hooks
+
+
+def test_what_copies_its_inputs_gives_them_as_the_bytes_that_they_are(tmp_path: Path) -> None:
+    """Repeated noise and amounts of textures: rounded with the step that they were rounded with."""
+    _, codec = calibrated()
+    copies = {n for n, m in codec.named_modules() if isinstance(m, QuantisedConv2d) and m.copies}
+    assert copies == {"g_s.amounts", "g_s.noise"}
+    export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
+    graph = onnx.load(str(tmp_path / "synthesis.onnx")).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    values = {i.name: float(numpy_helper.to_array(i)) for i in graph.initializer if not i.dims}
+    for name in copies:
+        (node,) = (n for n in graph.node if n.name == f"/{name.replace('.', '/')}/Conv")
+        (reader,) = (n for n in graph.node if node.output[0] in n.input)
+        assert reader.op_type == "QuantizeLinear"
+        assert values[reader.input[1]] == values[makers[node.input[0]].input[1]]
 
 
 # -- the order of channels -----------------------------------------------------------------------
