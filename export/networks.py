@@ -223,23 +223,17 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(F.relu(h))  # type: ignore[no-any-return]
 
 
-def modulate(x: Tensor, scale_shift: Tensor, gain: Tensor | None = None) -> Tensor:
-    """FiLM: x * (1 + tanh(scale)) + shift, scale_shift [B, 2C]; unbounded, a rare s exploded.
-
-    gain: [C, 1, 1], which the product is multiplied by, and which the shift is expected to hold.
-    """
+def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
+    """FiLM: x * (1 + tanh(scale)) + shift, scale_shift [B, 2C]; unbounded, a rare s exploded."""
     scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
-    scale = 1 + torch.tanh(scale)
-    if gain is not None:
-        scale = scale * gain
-    return x * scale + shift
+    return x * (1 + torch.tanh(scale)) + shift
 
 
 # What is INT8 in a quantised model; True: outputs as well as inputs. The convolutions that give
-# latents stay float: they span more than 8 bits; so does ll2 in the first of the analysis
+# latents and ll2 stay float: they span more than 8 bits; so does ll2 in the first of the analysis
 # (`SplitConv2d`). Outputs of the student's last blocks do too: a value between two levels may fall
-# on either, by engine, and nothing evens it out. Its first convolution and that of ll2 need what
-# `export/second_order.py` does.
+# on either, by engine, and nothing evens it out. Its first convolution needs the rounding that
+# `export/second_order.py` finds.
 QUANTISED = {
     "g_a.fuse": False,
     "g_a.b4": True,
@@ -256,7 +250,6 @@ QUANTISED = {
     "g_s.b8": True,
     "g_s.up4": False,
     "g_s.b4": False,
-    "g_s.low": False,
     "g_s.high": False,
     "g_s.texture": False,
     "g_s.amounts": False,
@@ -427,7 +420,6 @@ class Student(nn.Module):
     """
 
     scale: Tensor
-    low_gain: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -443,8 +435,6 @@ class Student(nn.Module):
         )
         self.time = nn.Linear(2 * TIME_OCTAVES, c.conditions, bias=False)
         nn.init.zeros_(self.time.weight)
-        # what the channels that `low` sees are multiplied by, for INT8 (`export/second_order.py`)
-        self.register_buffer("low_gain", torch.ones(c.w4, 1, 1))
         self.prompt = conv(e.num_y + e.num_z, c.w16, 3)
         self.residual16 = nn.Conv2d(e.num_residual, c.w16, 1, bias=False)
         self.residual4 = nn.Conv2d(NUM_BANDS, c.w4, 1, bias=False)
@@ -479,7 +469,7 @@ class Student(nn.Module):
         amounts = torch.eye(TEXTURES)[:, :, None, None]
         self.amounts = FixedConv2d(amounts.repeat_interleave(len(noise), 0))
         self.degrid = Degrid()
-        self.register_load_state_dict_pre_hook(_before)
+        self.register_load_state_dict_pre_hook(_without_texture)
 
     def films(self, condition: Tensor) -> tuple[Tensor, ...]:
         """Scales and shifts [B, 2C] of all that is modulated, in order; of one product for all."""
@@ -527,7 +517,7 @@ class Student(nn.Module):
             h = h + self.residual4(residual_bands)
         for block in self.b4:
             h = block(h, next(films))
-        low = modulate(h, next(films), self.low_gain)
+        low = modulate(h, next(films))
         h = F.relu(modulate(h, next(films)))
         high = self.high(h)
         amounts = self.amounts(self.texture(h))
@@ -541,13 +531,8 @@ class Student(nn.Module):
             return bands + self.spread(grain + self.degrid(grey))  # type: ignore[no-any-return]
 
 
-def _before(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Let a Student load a checkpoint of before it had textures, or these: it draws none then.
-
-    And one of before it had `low_gain`.
-    """
-    assert isinstance(module, Student)
-    state.setdefault(f"{prefix}low_gain", torch.ones_like(module.low_gain))
+def _without_texture(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a Student load a checkpoint of before it had textures, or these: it draws none then."""
     for name, value in module.state_dict().items():
         key = f"{prefix}{name}"
         of_textures = name.startswith(("texture.", "amounts.", "noise.", "grain."))

@@ -28,7 +28,7 @@ from export.diffusion import condition_of, decode
 from export.equalise import equalise
 from export.networks import Codec, ModelConfig, codec_from_dict, split_bands
 from export.quantised import ActivationQuantiser, QuantisedConv2d, SplitConv2d, quantisers
-from export.second_order import SECOND_ORDER, even_out, round_to_inputs
+from export.second_order import SECOND_ORDER, round_to_inputs
 
 CALIBRATION_STEPS = 2
 CALIBRATION_BATCHES = 6
@@ -87,7 +87,6 @@ def quantised_state(state: dict[str, Any], faces: list[Face]) -> dict[str, Any]:
     equalise(codec, lambda codec: look_at(codec, batches))
     found = quantised_copy(codec)
     calibrate(found, batches)
-    even_out(found, lambda codec: look_at(codec, batches))
     round_to_inputs(found, SECOND_ORDER, lambda codec: look_at(codec, batches))
     return state_with(state, found)
 

@@ -158,9 +158,8 @@ def read_graphs(codec: Codec, folder: Path) -> None:
             elif node.op_type == "MatMul":
                 _linear(codec.g_s.time, graph.value(node.input[1]).T)
         for name, buffer in codec.named_buffers():
-            for known in (name.removeprefix(part), f"codec.{name}"):
-                if name.startswith(part) and known in graph.values:
-                    buffer.copy_(torch.from_numpy(graph.values[known].copy()))
+            if name.startswith(part) and (known := name.removeprefix(part)) in graph.values:
+                buffer.copy_(torch.from_numpy(graph.values[known].copy()))
 
 
 def restored(state: dict[str, Any], folder: Path) -> dict[str, Any]:

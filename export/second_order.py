@@ -3,14 +3,14 @@
 GPTQ (Frantar et al., ICLR 2023, section 3), after Optimal Brain Surgeon: the weights are rounded
 one input after the other, and the error that each makes is taken off those that are still to come,
 as far as their inputs go together. Against rounding each to the nearest it leaves a tenth of the
-squared error in the student's first convolution and a fifth in that of ll2. The range of the inputs
-is the one with the least error too, and some more.
+squared error in the student's first convolution. The range of the inputs is the one with the least
+error too: what spans most is rare.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +19,8 @@ from torch import Tensor, nn
 from export.networks import Codec
 from export.quantised import ACTIVATION_MAX, WEIGHT_MAX, QuantisedConv2d
 
-# What they are, and how much larger a range than the best for the images seen they get: what is
-# clipped in ll2 costs more than coarser steps do.
-SECOND_ORDER = {"g_s.prompt": 1.0, "g_s.low": 1.2}
+SECOND_ORDER = ("g_s.prompt",)
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the largest input, that its range may be
-_MOST_OCTAVES = 4.0  # a channel that is nearly silent is not blown up further
 _KEPT = 16  # images of each batch that ranges are tried on
 
 
@@ -81,8 +78,8 @@ def rounded_weights(weight: Tensor, products: Tensor, steps: Tensor) -> Tensor:
     return (back * steps.double()[:, None]).float()
 
 
-def _settle_range(layer: QuantisedConv2d, images: list[Tensor], room: float) -> None:
-    """Take the range whose rounding and clipping change the outputs least, times `room`."""
+def _settle_range(layer: QuantisedConv2d, images: list[Tensor]) -> None:
+    """Take the range whose rounding and clipping change the outputs least."""
     highest = max(float(image.abs().max()) for image in images)
     padding = layer.padding
     assert not isinstance(padding, str)
@@ -97,50 +94,14 @@ def _settle_range(layer: QuantisedConv2d, images: list[Tensor], room: float) -> 
             error += float(change.square().sum())
         if error < best:
             best = error
-            layer.input.log2_step.fill_(math.log2(step * room))
+            layer.input.log2_step.fill_(math.log2(step))
 
 
 @torch.no_grad()
-def even_out(codec: Codec, look: Callable[[Codec], None]) -> None:
-    """Bring the ranges of the channels that ll2 is made of nearer to each other, in place.
-
-    Half way, as octaves: what is evened out is left to the weights, which have one step for all
-    inputs. By powers of 2, which change no digit of a weight.
-
-    Raises:
-      ValueError: nothing was seen.
-    """
-    student = codec.g_s
-    highest = torch.zeros_like(student.low_gain[:, 0, 0])
-
-    def see(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        highest.copy_(torch.maximum(highest, inputs[0].detach().abs().amax((0, 2, 3))))
-
-    hook = student.low.register_forward_pre_hook(see)
-    try:
-        look(codec)
-    finally:
-        hook.remove()
-    if not highest.any():
-        raise ValueError("g_s.low saw nothing to be evened out")
-    octaves = (highest.max() / highest.clamp_min(1e-6)).log2() / 2
-    gain = torch.exp2(octaves.clamp(max=_MOST_OCTAVES).round())
-    student.low_gain.mul_(gain[:, None, None])
-    shifts = slice(len(gain), None)
-    student.film_low.weight[shifts].mul_(gain[:, None])
-    student.film_low.bias[shifts].mul_(gain)
-    student.low.weight.div_(gain[:, None, None])
-
-
-@torch.no_grad()
-def round_to_inputs(
-    codec: Codec, names: Mapping[str, float], look: Callable[[Codec], None]
-) -> None:
+def round_to_inputs(codec: Codec, names: Iterable[str], look: Callable[[Codec], None]) -> None:
     """Round the weights of these INT8 convolutions of a calibrated codec, in place.
 
-    Args:
-      names: and the `room` of each; see SECOND_ORDER.
-      look: runs the codec on images.
+    look: runs the codec on images.
     Raises:
       ValueError: one of them saw nothing.
     """
@@ -159,7 +120,7 @@ def round_to_inputs(
         inputs = seen[name]
         if not inputs.count:
             raise ValueError(f"{name} saw nothing to be rounded for")
-        _settle_range(layer, inputs.images, names[name])
+        _settle_range(layer, inputs.images)
         # rounded inputs are off by a twelfth of a squared step, each by itself
         noise = float(layer.input.step()) ** 2 / 12
         products = inputs.products / inputs.count

@@ -386,9 +386,10 @@ def test_the_engines_agree(model: Model) -> None:
 
 def test_openvino_is_pinned_to_float32(model: Model) -> None:
     graph: Any = load_graph(model.read(ANALYSIS), "openvino", 1)
-    precision = graph._compiled.get_property("INFERENCE_PRECISION_HINT")
-    assert "float32" in str(precision)
-    assert graph._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    (requests,) = graph._compiled.values()
+    compiled = requests._compiled
+    assert "float32" in str(compiled.get_property("INFERENCE_PRECISION_HINT"))
+    assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_one_graph_serves_many_threads(engine: str, model: Model) -> None:

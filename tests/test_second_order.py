@@ -15,10 +15,9 @@ from test_export_networks import small_codec
 from test_quantise import calibrated, images
 from torch import Tensor, nn
 
-from export.networks import split_bands
 from export.quantise import look_at, quantised_copy, to_qdq
 from export.quantised import ACTIVATION_MAX, WEIGHT_MAX, QuantisedConv2d
-from export.second_order import SECOND_ORDER, even_out, round_to_inputs, rounded_weights
+from export.second_order import SECOND_ORDER, round_to_inputs, rounded_weights
 from export.to_onnx import blocks_first, export_model
 
 
@@ -99,71 +98,23 @@ def test_a_calibrated_codec_errs_less_in_the_layers_that_are_rounded_so() -> Non
         torch.testing.assert_close(layer.rounded_weight(), layer.weight, rtol=1e-5, atol=1e-7)
 
 
-def test_channels_of_ll2_are_evened_out_and_the_codec_is_the_same() -> None:
-    """But for the rounding of `low`, whose weights have one step for all of them."""
-    _, codec = calibrated()
-    with torch.no_grad():
-        codec.g_s.film_low.bias.copy_(torch.linspace(-1, 6, len(codec.g_s.film_low.bias)))
-        codec.g_s.low.weight.normal_(std=0.1)
-    batches, bands = [images(4)], split_bands(images(1))
-    float_low = codec.g_s.low
-    assert isinstance(float_low, QuantisedConv2d)
-    float_low.forward = (  # type: ignore[method-assign]
-        lambda x: F.conv2d(x, float_low.weight, float_low.bias, padding=1)
-    )
-
-    def ranges() -> Tensor:
-        seen: list[Tensor] = []
-        hook = float_low.register_forward_pre_hook(
-            lambda _, inputs: seen.append(inputs[0].detach().amax((0, 2, 3)))
-        )
-        torch.manual_seed(4)
-        look_at(codec, batches)
-        hook.remove()
-        return torch.stack(seen).amax(0)
-
-    def drawn() -> Tensor:
-        with torch.no_grad():
-            q, noise = torch.tensor([60]), torch.zeros_like(bands)
-            return codec(bands, q, torch.zeros(1), noise, bf16=False)[0]
-
-    before, expected = ranges(), drawn()
-    torch.manual_seed(4)
-    even_out(codec, lambda codec: look_at(codec, batches))
-    gain, after = codec.g_s.low_gain[:, 0, 0], ranges()
-    assert set(gain.log2().tolist()) <= set(range(5)) and gain.max() > gain.min()
-    torch.testing.assert_close(after, before * gain, rtol=1e-4, atol=1e-6)
-    loud = before > before.max() / 200
-    assert (before[loud].max() / before[loud].min()).log2() > 2
-    octaves = [(v[loud].max() / v[loud].min()).log2() for v in (before, after)]
-    assert octaves[1] < octaves[0] / 2 + 1
-    torch.testing.assert_close(drawn(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_what_is_not_seen_is_not_evened_out() -> None:
-    codec = quantised_copy(small_codec())
-    with pytest.raises(ValueError, match=r"g_s\.low saw nothing"):
-        even_out(codec, lambda codec: None)
-    assert not codec.g_s.low._forward_pre_hooks
-
-
 def test_the_range_leaves_out_what_is_rare() -> None:
     layer = QuantisedConv2d(nn.Conv2d(4, 8, 1), output=False)
     model = nn.Sequential(layer)
     torch.manual_seed(0)
     usual = torch.rand(1, 4, 256, 256)
-    round_to_inputs(model, {"0": 1.0}, lambda model: model(usual))  # type: ignore[arg-type]
+    round_to_inputs(model, ["0"], lambda model: model(usual))  # type: ignore[arg-type]
     whole = float(layer.input.step().detach()) * ACTIVATION_MAX
     assert whole == pytest.approx(1, rel=0.02)
     usual[0, 0, 0, 0] = 1.8
-    round_to_inputs(model, {"0": 1.0}, lambda model: model(usual))  # type: ignore[arg-type]
+    round_to_inputs(model, ["0"], lambda model: model(usual))  # type: ignore[arg-type]
     assert 0.9 < float(layer.input.step().detach()) * ACTIVATION_MAX < 1.5
 
 
 def test_a_layer_that_sees_nothing_is_an_error() -> None:
     codec = quantised_copy(small_codec())
     with pytest.raises(ValueError, match=r"g_s\.prompt saw nothing"):
-        round_to_inputs(codec, {"g_s.prompt": 1.0}, lambda codec: None)
+        round_to_inputs(codec, ["g_s.prompt"], lambda codec: None)
     assert not codec.get_submodule("g_s.prompt")._forward_pre_hooks
 
 
