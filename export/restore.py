@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from export.networks import Codec, codec_from_dict
 from export.quantise import quantised_copy, state_with
 from export.quantised import ActivationQuantiser, FixedConv2d, QuantisedConv2d
+from export.to_onnx import regrouped
 from export.training import rewrite
 
 _PARTS = {"analysis.onnx": "g_a.", "synthesis.onnx": "g_s."}
@@ -65,8 +66,7 @@ class _Graph:
             if reader.op_type == "DepthToSpace" and reader.input[0] == node.output[0]:
                 kept = {a.name: onnx.helper.get_attribute_value(a) for a in reader.attribute}
                 if kept["mode"] == b"DCR":
-                    blocks = found.reshape(kept["blocksize"] ** 2, -1, *found.shape[1:])
-                    found = np.ascontiguousarray(blocks.swapaxes(0, 1)).reshape(found.shape)
+                    found = regrouped(found, kept["blocksize"] ** 2)
         return torch.from_numpy(found)
 
     def layer(self, name: str) -> str:

@@ -94,6 +94,12 @@ def halve_initialisers(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def regrouped(values: np.ndarray, groups: int) -> np.ndarray:
+    """The first of each of so many groups that follow each other, then all second ones, ..."""
+    found = values.reshape(groups, -1, *values.shape[1:]).swapaxes(0, 1)
+    return np.ascontiguousarray(found.reshape(values.shape))
+
+
 def blocks_first(model: onnx.ModelProto) -> onnx.ModelProto:
     """Order the outputs of convolutions as DepthToSpace takes them at once, in place.
 
@@ -130,8 +136,7 @@ def blocks_first(model: onnx.ModelProto) -> onnx.ModelProto:
         size = next(a.i for a in node.attribute if a.name == "blocksize")
         for tensor in itertools.chain(*parts):
             value = numpy_helper.to_array(tensor)
-            moved = value.reshape(-1, size**2, *value.shape[1:]).swapaxes(0, 1)
-            moved = np.ascontiguousarray(moved.reshape(value.shape))
+            moved = regrouped(value, len(value) // size**2)
             tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
         next(a for a in node.attribute if a.name == "mode").s = b"DCR"
     return model

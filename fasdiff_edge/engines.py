@@ -98,15 +98,17 @@ class OpenVinoGraph:
             raise EngineError(f"OpenVINO cannot load the graph: {_line(error)}") from error
 
     def run(self, arrays: Arrays) -> dict[str, NDArray[np.float32]]:
-        place = None
-        for index, shapes in enumerate(self._shapes):
-            if all(arrays[name].shape == shape for name, shape in shapes.items()):
-                place = index
-                break
         try:
-            return self._requests(place).run(arrays, self.outputs)
+            return self._requests(self._place(arrays)).run(arrays, self.outputs)
         except Exception as error:
             raise EngineError(f"OpenVINO cannot run the graph: {_line(error)}") from error
+
+    def _place(self, arrays: Arrays) -> int | None:
+        """Which of `_shapes` these inputs have; None where it is none of them."""
+        for place, shapes in enumerate(self._shapes):
+            if all(arrays[name].shape == shape for name, shape in shapes.items()):
+                return place
+        return None
 
     def _requests(self, place: int | None) -> _Requests:
         """For inputs of these shapes, or of any; compiled when the first come."""
@@ -230,13 +232,8 @@ class OnnxRuntimeGraph:
     provider = "CPUExecutionProvider"
     left_out: str | None = None
 
-    def __init__(
-        self,
-        model: bytes,
-        threads: int | None,
-        without: str | None = None,
-        shapes: Sequence[Shapes] = (),
-    ) -> None:
+    def __init__(self, model: bytes, threads: int | None, *_: object) -> None:
+        """What else `load_graph` passes is for OpenVINO."""
         try:
             onnxruntime: Any = importlib.import_module("onnxruntime")
         except ImportError as error:

@@ -16,6 +16,7 @@ import pytest
 from conftest import DrawPortrait, RunPython
 
 from fasdiff_edge import BitstreamError, BudgetError, Decoder, Encoder, ModelError, OptionError
+from fasdiff_edge.api import _shapes
 from fasdiff_edge.bitstream import Header, pack, payload_limit, unpack
 from fasdiff_edge.models import Model
 
@@ -437,7 +438,7 @@ def test_a_codec_made_for_a_size_agrees_and_takes_others(
     one, other = (Decoder(engine=engine, threads=1, size=size) for size in (None, (100, 75)))
     for height, width in ((100, 75), (64, 80), (100, 75)):
         image = draw_portrait(height, width)
-        files = [one.encode(image, quality=quality) for one in (encoder, of_size)]
+        files = [codec.encode(image, quality=quality) for codec in (encoder, of_size)]
         assert len(files[1]) == pytest.approx(len(files[0]), rel=0.02)
         assert of_size.encode(image, quality=quality) == files[1]
         for data in files:
@@ -447,8 +448,12 @@ def test_a_codec_made_for_a_size_agrees_and_takes_others(
             assert np.array_equal(other.decode(data), decoded)
 
 
-def test_a_size_over_the_format_s_limit_is_that_of_its_coded_picture(engine: str) -> None:
+def test_a_size_over_the_format_s_limit_is_that_of_its_coded_picture(
+    engine: str, model: Model
+) -> None:
     Decoder(engine=engine, threads=1, size=(4096, 4096))
+    sizes = [one["bands"] for one in _shapes(model.entropy, (4096, 4096))]
+    assert sizes == [(1, 48, 4096 >> scale >> 2, 4096 >> scale >> 2) for scale in (1, 2, 3)]
 
 
 # -- threads and memory ----------------------------------------------------------------------------
