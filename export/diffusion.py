@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export.integer_entropy import Coded
-from export.networks import TIME_OCTAVES, Codec, ResidualBlock, quality_dial
+from export.networks import TIME_OCTAVES, Codec, quality_dial
 from export.precision import mixed_precision
 
 TIME_SHIFT = 1.5  # of the sampler, as trained and as shipped; see `times`
@@ -122,7 +122,7 @@ def only_drawing(codec: Codec) -> Codec:
     codec.g_s.drawn.requires_grad_(True)
     for weight in noise_weights(codec):
         weight.requires_grad_(True)
-    for weight in _film_weights(codec):
+    for weight in (layer.weight for layer in codec.g_s.film_layers()):
         _train_columns(weight, codec.config.conditions)
     return codec
 
@@ -136,17 +136,10 @@ def keep_drawing(codec: Codec) -> Codec:
     for weight in noise_weights(codec):
         weight.requires_grad_(False)
     always, drawn = codec.config.conditions, codec.config.drawn_conditions
-    for weight in _film_weights(codec):
+    for weight in (layer.weight for layer in codec.g_s.film_layers()):
         if weight.requires_grad:
             weight.register_hook(lambda grad: F.pad(grad[:, :always], (0, drawn)))
     return codec
-
-
-def _film_weights(codec: Codec) -> list[Tensor]:
-    student = codec.g_s
-    blocks = [block for block in student.modules() if isinstance(block, ResidualBlock)]
-    films = [block.film for block in blocks if block.film is not None]
-    return [film.weight for film in (*films, student.film_low, student.film_high)]
 
 
 def only_texture(codec: Codec) -> Codec:

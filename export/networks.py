@@ -215,18 +215,39 @@ class ResidualBlock(nn.Module):
             nn.init.zeros_(self.film.weight)
             nn.init.zeros_(self.film.bias)
 
-    def forward(self, x: Tensor, scale_shift: Tensor | None = None) -> Tensor:
-        """scale_shift [B, 2C]: what `film` makes of the conditions."""
+    def forward(self, x: Tensor, scale_shift: ScaleShift | None = None) -> Tensor:
+        """scale_shift: what `film` makes of the conditions; see `films`."""
         h = self.conv1(x)
         if scale_shift is not None:
             h = modulate(h, scale_shift)
         return x + self.conv2(F.relu(h))  # type: ignore[no-any-return]
 
 
-def modulate(x: Tensor, scale_shift: Tensor) -> Tensor:
-    """FiLM: x * (1 + tanh(scale)) + shift, scale_shift [B, 2C]; unbounded, a rare s exploded."""
-    scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
-    return x * (1 + torch.tanh(scale)) + shift
+ScaleShift = tuple[Tensor, Tensor]  # [B, C, 1, 1] both
+
+
+def films(layers: list[nn.Linear], condition: Tensor) -> list[ScaleShift]:
+    """What FiLMs, each [2C] out, make of a condition [B, N]: 1 + tanh(scale), and shift.
+
+    Unbounded, a rare s exploded. One product for all of them, scales first, and as a convolution,
+    whose output has channels last, as what is modulated: engines then scale, shift, rectify and
+    round in one pass.
+    """
+    sizes = [layer.out_features // 2 for layer in layers]
+    weights, biases = ([getattr(f, n).chunk(2) for f in layers] for n in ("weight", "bias"))
+    weight, bias = (
+        torch.cat([pair[place] for place in (0, 1) for pair in pairs])
+        for pairs in (weights, biases)
+    )
+    both = F.conv2d(condition[:, :, None, None], weight[:, :, None, None], bias)
+    scales, shifts = both.split(sum(sizes), 1)
+    return list(zip((1 + torch.tanh(scales)).split(sizes, 1), shifts.split(sizes, 1), strict=True))
+
+
+def modulate(x: Tensor, scale_shift: ScaleShift) -> Tensor:
+    """FiLM (Perez et al., AAAI 2018)."""
+    scale, shift = scale_shift
+    return x * scale + shift
 
 
 # What is INT8 in a quantised model; True: outputs as well as inputs. The convolutions that give
@@ -253,6 +274,7 @@ QUANTISED = {
     "g_s.high": False,
     "g_s.texture": False,
     "g_s.amounts": False,
+    "g_s.pick": False,
     "g_s.noise": False,
     "g_s.grain": False,
 }
@@ -461,7 +483,8 @@ class Student(nn.Module):
         self.grain = FixedConv2d(texture_weight(), padding=1)
         # grey's bands in units of their deviations, of others, and among all
         places, deviations = _grey_places(), band_scale()[0, GREY, 0, 0]
-        self.grey = FixedConv2d(places.transpose(0, 1) / deviations[:, None, None, None])
+        self.pick = FixedConv2d(places.transpose(0, 1).contiguous())
+        self.grey = FixedConv2d(self.pick.weight / deviations[:, None, None, None])
         self.spread = FixedConv2d(places * deviations[:, None, None])
         # the noise of grey's high bands once for each texture, and how much of it there is
         noise = torch.eye(len(GREY))[1:, :, None, None]
@@ -471,12 +494,10 @@ class Student(nn.Module):
         self.degrid = Degrid()
         self.register_load_state_dict_pre_hook(_without_texture)
 
-    def films(self, condition: Tensor) -> tuple[Tensor, ...]:
-        """Scales and shifts [B, 2C] of all that is modulated, in order; of one product for all."""
-        layers = [b.film for b in (*self.b16, *self.b8, *self.b4)]
-        layers += [self.film_low, self.film_high]
-        weight, bias = (torch.cat([getattr(f, n) for f in layers]) for n in ("weight", "bias"))
-        return F.linear(condition, weight, bias).split([f.out_features for f in layers], 1)
+    def film_layers(self) -> list[nn.Linear]:
+        """Of all that is modulated, in order."""
+        blocks = [block.film for block in self.modules() if isinstance(block, ResidualBlock)]
+        return [*(film for film in blocks if film is not None), self.film_low, self.film_high]
 
     def forward(
         self,
@@ -496,7 +517,7 @@ class Student(nn.Module):
         for layer in (relu, *layers):
             condition = layer(condition)
         drawn = F.relu(self.drawn(torch.cat([known, time], 1))) * realism[:, None]
-        films = iter(self.films(torch.cat([condition, drawn], 1)))
+        scales_shifts = iter(films(self.film_layers(), torch.cat([condition, drawn], 1)))
         if residual_bands is not None:
             # What the file says of the picture is no noise, and is not to be drawn again: later
             # steps see x_t of what they have drawn themselves.
@@ -508,17 +529,17 @@ class Student(nn.Module):
         if residual is not None:
             h = h + self.residual16(residual * (1 / UNIT))
         for block in self.b16:
-            h = block(h, next(films))
+            h = block(h, next(scales_shifts))
         h = F.pixel_shuffle(self.up8(h), 2) + self.noise8(x_t)
         for block in self.b8:
-            h = block(h, next(films))
+            h = block(h, next(scales_shifts))
         h = F.pixel_shuffle(self.up4(h), 2) + self.noise4(x_t)
         if residual_bands is not None:
             h = h + self.residual4(residual_bands)
         for block in self.b4:
-            h = block(h, next(films))
-        low = modulate(h, next(films))
-        h = F.relu(modulate(h, next(films)))
+            h = block(h, next(scales_shifts))
+        low = modulate(h, next(scales_shifts))
+        h = F.relu(modulate(h, next(scales_shifts)))
         high = self.high(h)
         amounts = self.amounts(self.texture(h))
         # ll2 spans +-7: bfloat16 would cost grey levels
@@ -526,7 +547,7 @@ class Student(nn.Module):
             low = self.low(F.relu(low).float()) * self.scale[:, :LOW]
             bands = torch.cat([low, high.float() * self.scale[:, LOW:]], 1)
             grey = self.grey(bands)
-            noise = noise_within(x_t[:, GREY], t, grey) * _texture_gain(t)
+            noise = noise_within(self.pick(x_t), t, grey) * _texture_gain(t)
             grain = self.grain(amounts.float() * self.noise(noise))
             return bands + self.spread(grain + self.degrid(grey))  # type: ignore[no-any-return]
 

@@ -20,7 +20,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from export.networks import Codec, codec_from_dict
+from export.networks import Codec, Student, codec_from_dict
 from export.quantise import quantised_copy, state_with
 from export.quantised import ActivationQuantiser, FixedConv2d, QuantisedConv2d
 from export.to_onnx import regrouped
@@ -101,6 +101,9 @@ def _convolution(graph: _Graph, node: onnx.NodeProto, layers: dict[str, nn.Modul
     layer = layers.get(name)
     if layer is None or isinstance(layer, FixedConv2d):
         return  # of the residual's transform, or given
+    if isinstance(layer, Student):
+        _films(layer.film_layers(), graph.parameter(node, 1), graph.parameter(node, 2))
+        return
     if isinstance(layer, QuantisedConv2d):
         _set_step(layer.input, graph.step(node.input[0]), name)
         if layer.output is not None:
@@ -119,20 +122,21 @@ def _convolution(graph: _Graph, node: onnx.NodeProto, layers: dict[str, nn.Modul
         layer.bias.copy_(graph.parameter(node, 2))
 
 
-def _linear(layer: nn.Linear, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+def _linear(layer: nn.Module, weight: np.ndarray, bias: np.ndarray | None = None) -> None:
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"{layer} is a product in the graph")
     layer.weight.copy_(torch.from_numpy(weight))
     if bias is not None:
         layer.bias.copy_(torch.from_numpy(bias))
 
 
-def _films(codec: Codec, weight: Tensor, bias: Tensor) -> None:
-    """What `Student.films` joins, apart again."""
-    student = codec.g_s
-    blocks = [b.film for b in (*student.b16, *student.b8, *student.b4)]
-    films = [film for film in (*blocks, student.film_low, student.film_high) if film is not None]
-    sizes = [film.out_features for film in films]
-    for film, w, b in zip(films, weight.split(sizes), bias.split(sizes), strict=True):
-        _linear(film, w.numpy(), b.numpy())
+def _films(layers: list[nn.Linear], weight: Tensor, bias: Tensor) -> None:
+    """What `films` joins, apart again."""
+    sizes = 2 * [layer.out_features // 2 for layer in layers]
+    weights, biases = weight.flatten(1).split(sizes), bias.split(sizes)
+    for place, layer in enumerate(layers):
+        layer.weight.copy_(torch.cat(weights[place :: len(layers)]))
+        layer.bias.copy_(torch.cat(biases[place :: len(layers)]))
 
 
 @torch.no_grad()
@@ -144,17 +148,14 @@ def read_graphs(codec: Codec, folder: Path) -> None:
     """
     for file, part in _PARTS.items():
         graph = _Graph(folder / file, part)
-        layers = {name: m for name, m in codec.named_modules() if name.startswith(part)}
+        layers = {name: m for name, m in codec.named_modules() if f"{name}.".startswith(part)}
         for node in graph.nodes:
             if node.op_type == "Conv":
                 _convolution(graph, node, layers)
             elif node.op_type == "Gemm":
                 weight, bias = (graph.value(name) for name in node.input[1:])
-                layer = layers.get(graph.layer(node.input[1].removesuffix(".weight")))
-                if isinstance(layer, nn.Linear):
-                    _linear(layer, weight, bias)
-                else:
-                    _films(codec, torch.from_numpy(weight), torch.from_numpy(bias))
+                name = graph.layer(node.input[1].removesuffix(".weight"))
+                _linear(layers[name], weight, bias)
             elif node.op_type == "MatMul":
                 _linear(codec.g_s.time, graph.value(node.input[1]).T)
         for name, buffer in codec.named_buffers():

@@ -88,6 +88,7 @@ class OpenVinoGraph:
                 self.left_out = without
             _add_rows(openvino, self._model)
             _round_in_passing(openvino, self._model)
+            _shift_in_passing(openvino, self._model)
             self.inputs: Sequence[str] = [port.get_any_name() for port in self._model.inputs]
             self.outputs: Sequence[str] = [port.get_any_name() for port in self._model.outputs]
             self._shapes = [
@@ -220,6 +221,22 @@ def _round_in_passing(openvino: Any, model: Any) -> None:
         lowest = node.input(1).get_source_output()
         passed = openvino.opset12.maximum(source, lowest)
         node.input(0).replace_source_output(passed.output(0))
+
+
+def _shift_in_passing(openvino: Any, model: Any) -> None:
+    """Let a sum of which a term is a part of something be one operation with what comes before.
+
+    The CPU plugin makes one of a product, a sum and a rounding, but for sums of what comes right
+    from a split. So a maximum with the lowest number comes in between, which changes nothing.
+    """
+    lowest = openvino.opset12.constant(np.finfo(np.float32).min)
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Add":
+            continue
+        for port in node.inputs():
+            source = port.get_source_output()
+            if source.get_node().get_type_name() in ("Split", "VariadicSplit"):
+                port.replace_source_output(openvino.opset12.maximum(source, lowest).output(0))
 
 
 class OnnxRuntimeGraph:

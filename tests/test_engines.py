@@ -339,6 +339,20 @@ def test_rounding_in_passing_changes_nothing(
         assert off.mean() < 2e-3 * np.abs(value).mean() and off.max() < 0.1 * np.abs(value).max()
 
 
+def test_shifting_in_passing_changes_nothing(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = model.read(SYNTHESIS)
+    read = openvino.Core().read_model(data)
+    engines._shift_in_passing(openvino, read)
+    sums = [n for n in read.get_ordered_ops() if n.get_type_name() == "Add"]
+    terms = [port.get_source_output().get_node() for n in sums for port in n.inputs()]
+    assert not {n.get_type_name() for n in terms} & {"Split", "VariadicSplit"}
+    assert sum(n.get_type_name() == "Maximum" for n in terms) == 10  # FiLMs
+    inputs = synthesis_inputs(model, 6, 4)
+    found = load_graph(data, "openvino", 1).run(inputs)["bands"]
+    monkeypatch.setattr(engines, "_shift_in_passing", lambda *_: None)
+    assert np.array_equal(found, load_graph(data, "openvino", 1).run(inputs)["bands"])
+
+
 def test_what_a_graph_does_not_have_is_not_left_out(engine: str, model: Model) -> None:
     graph = load_graph(model.read(ANALYSIS), engine, 1, "residual")
     assert graph.left_out is None and list(graph.inputs) == ["bands"]

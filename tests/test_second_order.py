@@ -122,7 +122,7 @@ def test_what_copies_its_inputs_gives_them_as_the_bytes_that_they_are(tmp_path: 
     """Repeated noise and amounts of textures: rounded with the step that they were rounded with."""
     _, codec = calibrated()
     copies = {n for n, m in codec.named_modules() if isinstance(m, QuantisedConv2d) and m.copies}
-    assert copies == {"g_s.amounts", "g_s.noise"}
+    assert copies == {"g_s.amounts", "g_s.noise", "g_s.pick"}
     export_model(codec, tmp_path, {}, name="small", min_quality=0.0)
     graph = onnx.load(str(tmp_path / "synthesis.onnx")).graph
     makers = {name: node for node in graph.node for name in node.output}
