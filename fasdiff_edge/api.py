@@ -86,7 +86,7 @@ class Encoder:
             raise OptionError(
                 f"effort is {effort}, but the model {self._model.name} has no {GRADIENT}; use 0"
             )
-        self._shapes = _shapes(self._model.entropy, size)
+        self._shapes = graph_shapes(self._model.entropy, size)
         self._graph = load_graph(self._model.read(ANALYSIS), engine, threads, None, self._shapes)
         check_ports(self._graph, ["bands"], ["y", "z", "s", "price"])
         self._engine, self._threads = engine, threads
@@ -446,7 +446,7 @@ class Decoder:
                 f"num_steps is {num_steps!r}; the model {self._model.name} supports "
                 f"{', '.join(map(str, self._model.num_steps))}"
             )
-        shapes = _shapes(self._model.entropy, size)
+        shapes = graph_shapes(self._model.entropy, size)
         self._student = _Student(self._model, engine, num_steps, threads, shapes)
 
     def decode(self, data: bytes | bytearray | memoryview) -> NDArray[np.uint8]:
@@ -524,7 +524,7 @@ class _Student:
             return self._whole
 
 
-def _shapes(entropy: EntropyModel, size: tuple[int, int] | None) -> list[Shapes]:
+def graph_shapes(entropy: EntropyModel, size: tuple[int, int] | None) -> list[Shapes]:
     """Shapes of the graphs' inputs for images of this (height, width), one for each scale."""
     if size is None:
         return []

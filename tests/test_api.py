@@ -16,7 +16,7 @@ import pytest
 from conftest import DrawPortrait, RunPython
 
 from fasdiff_edge import BitstreamError, BudgetError, Decoder, Encoder, ModelError, OptionError
-from fasdiff_edge.api import _shapes
+from fasdiff_edge.api import graph_shapes
 from fasdiff_edge.bitstream import Header, pack, payload_limit, unpack
 from fasdiff_edge.models import Model
 
@@ -452,7 +452,7 @@ def test_a_size_over_the_format_s_limit_is_that_of_its_coded_picture(
     engine: str, model: Model
 ) -> None:
     Decoder(engine=engine, threads=1, size=(4096, 4096))
-    sizes = [one["bands"] for one in _shapes(model.entropy, (4096, 4096))]
+    sizes = [one["bands"] for one in graph_shapes(model.entropy, (4096, 4096))]
     assert sizes == [(1, 48, 4096 >> scale >> 2, 4096 >> scale >> 2) for scale in (1, 2, 3)]
 
 
