@@ -50,6 +50,7 @@ NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
 GREY = (0, 3, 6, 9, *range(12, 16), *range(24, 28), *range(36, 40))  # channels of c0; ll2 first
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
+TEXTURE_SIZE, TEXTURE_MOST = 64, 2.0  # blocks a side of what is learnt from; see `_size_gain`
 LATER_TEXTURE = 0.8  # (1 - t)^2 times that is added; by KID on `val`, with 2 and 4 steps
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 # Half way from the first quality with a residual to the top it is the same price everywhere
@@ -548,7 +549,7 @@ class Student(nn.Module):
             bands = torch.cat([low, high.float() * self.scale[:, LOW:]], 1)
             grey = self.grey(bands)
             noise = noise_within(self.pick(x_t), t, grey) * _texture_gain(t)
-            grain = self.grain(amounts.float() * self.noise(noise))
+            grain = self.grain(amounts.float() * self.noise(noise)) * _size_gain(bands)
             return bands + self.spread(grain + self.degrid(grey))  # type: ignore[no-any-return]
 
 
@@ -577,6 +578,16 @@ def _texture_gain(t: Tensor) -> Tensor:
     Later steps see a face that has texture, and would draw less.
     """
     return (1 + LATER_TEXTURE * (1 - t).square())[:, None, None, None]
+
+
+def _size_gain(bands: Tensor) -> Tensor:
+    """How much more texture a picture of this size has than those that it was learnt from.
+
+    They are 224 pixels wide for the most part. In one of 512x512 skin has texture that is too fine
+    for them, and twice as much is nearer to it by all but the finest of a network's features.
+    """
+    places = torch.ones_like(bands[:1, :1]).sum()  # a tensor, which a graph keeps
+    return (places.sqrt() / TEXTURE_SIZE).clamp(1, TEXTURE_MOST)
 
 
 def time_features(t: Tensor) -> Tensor:

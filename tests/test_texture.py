@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_export_networks import small_codec
+from test_export_networks import exported, small_codec
 from torch import Tensor
 
 from export.networks import (
@@ -16,6 +17,7 @@ from export.networks import (
     NUM_BANDS,
     OPPONENT,
     Degrid,
+    _size_gain,
     band_scale,
     merge_bands,
     split_bands,
@@ -30,6 +32,7 @@ from export.texture import (
     grid_filter,
     texture_filters,
 )
+from fasdiff_edge.engines import load_graph
 
 SIDE = 256
 
@@ -176,6 +179,38 @@ def test_what_is_no_grid_stays(kind: str, moved: float) -> None:
     assert float(away[..., 80:-80, 80:-80].square().mean().sqrt()) < moved
     assert float(away.square().mean().sqrt()) < max(moved, 0.25)  # what is beyond is not known
     assert float(away.abs().max()) < GRID_LIMIT
+
+
+@pytest.mark.parametrize(
+    "size, gain",
+    [((16, 16), 1.0), ((64, 64), 1.0), ((64, 144), 1.5), ((128, 128), 2.0), ((400, 400), 2.0)],
+)
+def test_large_pictures_have_more_texture(size: tuple[int, int], gain: float) -> None:
+    assert float(_size_gain(torch.zeros(2, NUM_BANDS, *size))) == pytest.approx(gain)
+
+
+def test_graphs_draw_as_much_texture_as_the_size_asks_for(engine: str, tmp_path: Path) -> None:
+    codec, _ = exported(tmp_path)
+    graph = load_graph((tmp_path / "synthesis.onnx").read_bytes(), engine, 1, "residual")
+    torch.manual_seed(1)
+    for height, width in ((8, 4), (24, 28), (32, 36)):
+        told = {
+            "prompt": torch.randn(1, 20, height, width),
+            "s_hat": torch.randn(1, 4),
+            "x_t": torch.randn(1, NUM_BANDS, 4 * height, 4 * width),
+            **{name: torch.ones(1) for name in ("t", "realism", "quality")},
+        }
+        with torch.no_grad():
+            expected = codec.synthesise(**told)
+            codec.g_s.grain.weight = torch.zeros_like(texture_weight())
+            plain = codec.synthesise(**told)
+            codec.g_s.grain.weight = texture_weight()
+        texture = float((expected - plain).square().mean())
+        arrays = {name: value.numpy() for name, value in told.items()}
+        if "residual" in graph.inputs:
+            arrays["residual"] = np.zeros((1, 8, height, width), np.float32)
+        found = torch.from_numpy(graph.run(arrays)["bands"])
+        assert float((found - expected).square().mean()) < 1e-4 * texture
 
 
 def test_what_is_given_is_not_kept_and_textures_of_before_are_not_read() -> None:
