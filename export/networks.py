@@ -23,11 +23,13 @@ from export.precision import mixed_precision
 from export.quantised import FixedConv2d, SplitConv2d, quantise_convolutions
 from export.texture import (
     COARSE,
+    DIRECTIONS,
     GRID,
     GRID_LIMIT,
     GRID_MOST,
     GRID_SURE,
     GRID_TEXTURE,
+    OCTAVES,
     TEXTURES,
     between,
     coarse_gain,
@@ -481,17 +483,18 @@ class Student(nn.Module):
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
         # how much of each texture there is at a place, and the filters that make them of noise
         self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
-        self.grain = FixedConv2d(texture_weight(), padding=1)
+        parts = texture_weight().chunk(len(OCTAVES), 1)
+        self.grain = nn.ModuleList(FixedConv2d(w.contiguous(), padding=1) for w in parts)
         # grey's bands in units of their deviations, of others, and among all
         places, deviations = _grey_places(), band_scale()[0, GREY, 0, 0]
         self.pick = FixedConv2d(places.transpose(0, 1).contiguous())
         self.grey = FixedConv2d(self.pick.weight / deviations[:, None, None, None])
         self.spread = FixedConv2d(places * deviations[:, None, None])
-        # the noise of grey's high bands once for each texture, and how much of it there is
+        # the noise of grey's high bands once for each direction, and how much of it there is
         noise = torch.eye(len(GREY))[1:, :, None, None]
-        self.noise = FixedConv2d(noise.repeat(TEXTURES, 1, 1, 1))
-        amounts = torch.eye(TEXTURES)[:, :, None, None]
-        self.amounts = FixedConv2d(amounts.repeat_interleave(len(noise), 0))
+        self.noise = FixedConv2d(noise.repeat(DIRECTIONS, 1, 1, 1))
+        amounts = torch.eye(TEXTURES)[:, :, None, None].repeat_interleave(len(noise), 0)
+        self.amounts = nn.ModuleList(map(FixedConv2d, amounts.chunk(len(OCTAVES))))
         self.degrid = Degrid()
         self.register_load_state_dict_pre_hook(_without_texture)
 
@@ -542,14 +545,18 @@ class Student(nn.Module):
         low = modulate(h, next(scales_shifts))
         h = F.relu(modulate(h, next(scales_shifts)))
         high = self.high(h)
-        amounts = self.amounts(self.texture(h))
+        textures = self.texture(h)
+        amounts = [layer(textures) for layer in self.amounts]
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low(F.relu(low).float()) * self.scale[:, :LOW]
             bands = torch.cat([low, high.float() * self.scale[:, LOW:]], 1)
             grey = self.grey(bands)
             noise = noise_within(self.pick(x_t), t, grey) * _texture_gain(t)
-            grain = self.grain(amounts.float() * self.noise(noise)) * _size_gain(bands)
+            noise, gain = self.noise(noise), _size_gain(bands)
+            parts = zip(self.grain, amounts, strict=True)
+            fine, coarse = (layer(amount.float() * noise) for layer, amount in parts)
+            grain = (fine * gain + coarse) * gain
             return bands + self.spread(grain + self.degrid(grey))  # type: ignore[no-any-return]
 
 
@@ -583,8 +590,8 @@ def _texture_gain(t: Tensor) -> Tensor:
 def _size_gain(bands: Tensor) -> Tensor:
     """How much more texture a picture of this size has than those that it was learnt from.
 
-    They are 224 pixels wide for the most part. In one of 512x512 skin has texture that is too fine
-    for them, and twice as much is nearer to it by all but the finest of a network's features.
+    They are 224 pixels wide for the most part. Skin in a picture of 512x512 has texture that is too
+    fine for them: of the second octave twice as much as was learnt, of the finest four times.
     """
     places = torch.ones_like(bands[:1, :1]).sum()  # a tensor, which a graph keeps
     return (places.sqrt() / TEXTURE_SIZE).clamp(1, TEXTURE_MOST)

@@ -189,6 +189,27 @@ def test_large_pictures_have_more_texture(size: tuple[int, int], gain: float) ->
     assert float(_size_gain(torch.zeros(2, NUM_BANDS, *size))) == pytest.approx(gain)
 
 
+@pytest.mark.parametrize("texture, gain", [(1, 4.0), (6, 2.0)])
+def test_the_finest_octave_grows_with_the_area(texture: int, gain: float) -> None:
+    codec = small_codec()
+    energies = []
+    for side in (16, 32):
+        told = {
+            "prompt": torch.randn(1, 20, side, side),
+            "s_hat": torch.zeros(1, 4),
+            "x_t": torch.randn(1, NUM_BANDS, 4 * side, 4 * side),
+            **{name: torch.ones(1) for name in ("t", "realism", "quality")},
+        }
+        with torch.no_grad():
+            codec.g_s.texture.weight.zero_()
+            codec.g_s.texture.bias.zero_()
+            plain = codec.synthesise(**told)
+            codec.g_s.texture.bias[texture] = 0.01  # too little for what takes the grid off
+            drawn = codec.synthesise(**told) - plain
+        energies.append(float(drawn.square().mean()))
+    assert math.sqrt(energies[1] / energies[0]) == pytest.approx(gain, rel=0.05)
+
+
 def test_graphs_draw_as_much_texture_as_the_size_asks_for(engine: str, tmp_path: Path) -> None:
     codec, _ = exported(tmp_path)
     graph = load_graph((tmp_path / "synthesis.onnx").read_bytes(), engine, 1, "residual")
@@ -202,9 +223,12 @@ def test_graphs_draw_as_much_texture_as_the_size_asks_for(engine: str, tmp_path:
         }
         with torch.no_grad():
             expected = codec.synthesise(**told)
-            codec.g_s.grain.weight = torch.zeros_like(texture_weight())
+            kept = [layer.weight for layer in codec.g_s.grain]
+            for layer in codec.g_s.grain:
+                layer.weight = torch.zeros_like(layer.weight)
             plain = codec.synthesise(**told)
-            codec.g_s.grain.weight = texture_weight()
+            for layer, weight in zip(codec.g_s.grain, kept, strict=True):
+                layer.weight = weight
         texture = float((expected - plain).square().mean())
         arrays = {name: value.numpy() for name, value in told.items()}
         if "residual" in graph.inputs:
@@ -216,7 +240,7 @@ def test_graphs_draw_as_much_texture_as_the_size_asks_for(engine: str, tmp_path:
 def test_what_is_given_is_not_kept_and_textures_of_before_are_not_read() -> None:
     student = small_codec().g_s
     state = dict(student.state_dict())
-    given = ("degrid", "spread", "noise.", "amounts", "grain.weight")
+    given = ("degrid", "spread", "pick", "noise.", "amounts", "grain.")
     assert not any(key.startswith(given) for key in state)  # what is given is not kept
     state["texture.weight"], state["texture.bias"] = torch.ones(45, 16, 1, 1), torch.ones(45)
     student.load_state_dict(state)  # of when each band had noise of its own
