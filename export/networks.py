@@ -29,7 +29,6 @@ from export.texture import (
     GRID_MOST,
     GRID_SURE,
     GRID_TEXTURE,
-    OCTAVES,
     TEXTURES,
     between,
     coarse_gain,
@@ -52,7 +51,8 @@ NUM_BANDS = 48
 LOW = 3  # channels 0-2 are ll2
 GREY = (0, 3, 6, 9, *range(12, 16), *range(24, 28), *range(36, 40))  # channels of c0; ll2 first
 TIME_OCTAVES = 6  # of the sines and cosines that t is seen through
-TEXTURE_SIZE, TEXTURE_MOST = 64, 2.0  # blocks a side of what is learnt from; see `_size_gain`
+TEXTURE_SIZE, TEXTURE_MOST = 64, 2.0  # blocks a side of what is learnt from; see `_by_size`
+TEXTURE_WEAK = 0.05  # what skin has; hair and edges have more
 LATER_TEXTURE = 0.8  # (1 - t)^2 times that is added; by KID on `val`, with 2 and 4 steps
 FAR_OCTAVES, NEAR_OCTAVES = 0.5, 2.0  # the residual's bits cost more than PRICE, or less
 # Half way from the first quality with a residual to the top it is the same price everywhere
@@ -312,6 +312,7 @@ class Analysis(nn.Module):
     """
 
     scale: Tensor
+    finest: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -445,6 +446,7 @@ class Student(nn.Module):
     """
 
     scale: Tensor
+    finest: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -483,18 +485,19 @@ class Student(nn.Module):
         self.high = conv(c.w4, NUM_BANDS - LOW, 3, scale=0.3)
         # how much of each texture there is at a place, and the filters that make them of noise
         self.texture = conv(c.w4, TEXTURES, 1, scale=0.0)
-        parts = texture_weight().chunk(len(OCTAVES), 1)
-        self.grain = nn.ModuleList(FixedConv2d(w.contiguous(), padding=1) for w in parts)
+        self.grain = FixedConv2d(texture_weight(), padding=1)
+        finest = (torch.arange(TEXTURES) < DIRECTIONS).float()[:, None, None]
+        self.register_buffer("finest", finest, persistent=False)
         # grey's bands in units of their deviations, of others, and among all
         places, deviations = _grey_places(), band_scale()[0, GREY, 0, 0]
         self.pick = FixedConv2d(places.transpose(0, 1).contiguous())
         self.grey = FixedConv2d(self.pick.weight / deviations[:, None, None, None])
         self.spread = FixedConv2d(places * deviations[:, None, None])
-        # the noise of grey's high bands once for each direction, and how much of it there is
+        # the noise of grey's high bands once for each texture, and how much of it there is
         noise = torch.eye(len(GREY))[1:, :, None, None]
-        self.noise = FixedConv2d(noise.repeat(DIRECTIONS, 1, 1, 1))
-        amounts = torch.eye(TEXTURES)[:, :, None, None].repeat_interleave(len(noise), 0)
-        self.amounts = nn.ModuleList(map(FixedConv2d, amounts.chunk(len(OCTAVES))))
+        self.noise = FixedConv2d(noise.repeat(TEXTURES, 1, 1, 1))
+        amounts = torch.eye(TEXTURES)[:, :, None, None]
+        self.amounts = FixedConv2d(amounts.repeat_interleave(len(noise), 0))
         self.degrid = Degrid()
         self.register_load_state_dict_pre_hook(_without_texture)
 
@@ -545,18 +548,14 @@ class Student(nn.Module):
         low = modulate(h, next(scales_shifts))
         h = F.relu(modulate(h, next(scales_shifts)))
         high = self.high(h)
-        textures = self.texture(h)
-        amounts = [layer(textures) for layer in self.amounts]
+        amounts = self.amounts(_by_size(self.texture(h), self.finest, t))
         # ll2 spans +-7: bfloat16 would cost grey levels
         with torch.autocast(h.device.type, enabled=False):
             low = self.low(F.relu(low).float()) * self.scale[:, :LOW]
             bands = torch.cat([low, high.float() * self.scale[:, LOW:]], 1)
             grey = self.grey(bands)
             noise = noise_within(self.pick(x_t), t, grey) * _texture_gain(t)
-            noise, gain = self.noise(noise), _size_gain(bands)
-            parts = zip(self.grain, amounts, strict=True)
-            fine, coarse = (layer(amount.float() * noise) for layer, amount in parts)
-            grain = (fine * gain + coarse) * gain
+            grain = self.grain(amounts.float() * self.noise(noise))
             return bands + self.spread(grain + self.degrid(grey))  # type: ignore[no-any-return]
 
 
@@ -587,14 +586,19 @@ def _texture_gain(t: Tensor) -> Tensor:
     return (1 + LATER_TEXTURE * (1 - t).square())[:, None, None, None]
 
 
-def _size_gain(bands: Tensor) -> Tensor:
-    """How much more texture a picture of this size has than those that it was learnt from.
+def _by_size(textures: Tensor, finest: Tensor, t: Tensor) -> Tensor:
+    """How much there is of each texture, [B, TEXTURES, h, w], in a picture of this size.
 
-    They are 224 pixels wide for the most part. Skin in a picture of 512x512 has texture that is too
-    fine for them: of the second octave twice as much as was learnt, of the finest four times.
+    finest: 1 for those of the finest octave, [TEXTURES, 1, 1].
+
+    What is learnt from is 224 pixels wide for the most part. Skin in a picture of 512x512 has
+    texture that is too fine for that: of the second octave twice as much as was learnt, of the
+    finest four times. Where there is much already, in hair and at edges, nearly nothing is added.
     """
-    places = torch.ones_like(bands[:1, :1]).sum()  # a tensor, which a graph keeps
-    return (places.sqrt() / TEXTURE_SIZE).clamp(1, TEXTURE_MOST)
+    places = torch.ones_like(textures[:1, :1]).sum()  # a tensor, which a graph keeps
+    gain = (places.sqrt() / TEXTURE_SIZE).clamp(1, TEXTURE_MOST)
+    more = (gain - 1) * (1 + finest * gain) * t.square()[:, None, None, None]
+    return textures + more * textures.clamp(-TEXTURE_WEAK, TEXTURE_WEAK)
 
 
 def time_features(t: Tensor) -> Tensor:
