@@ -312,7 +312,6 @@ class Analysis(nn.Module):
     """
 
     scale: Tensor
-    finest: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
